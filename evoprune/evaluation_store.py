@@ -1,0 +1,275 @@
+"""Every evaluated genome of a run, once per rung, in one SQLite file: the cache of the search and its history.
+
+The file is written in write-ahead mode, one transaction per call, so that a process that is killed leaves every
+finished transaction readable and other processes can read while a run is live. It can be read without evoprune: genomes
+are bits packed from the highest bit, metrics are JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fitness.evaluation import Evaluation
+from search_spaces.errors import RunDirectoryError
+from search_spaces.genome import BoolArray, pack_genome, unpack_genome
+
+SCHEMA_VERSION = 1
+_APPLICATION_ID = 0x65767072  # "evpr", the mark by which a foreign SQLite file is told apart
+_BUSY_TIMEOUT_S = 30.0
+_N_KEYS_PER_QUERY = 500  # below SQLite's oldest limit of 999 bound values
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE evaluations (
+    digest TEXT NOT NULL,
+    rung TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    genome BLOB NOT NULL,
+    macs INTEGER NOT NULL,
+    n_params INTEGER NOT NULL,
+    objective REAL,
+    metrics TEXT NOT NULL,
+    n_images INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    failure TEXT NOT NULL,
+    PRIMARY KEY (digest, rung)
+);
+CREATE INDEX evaluations_in_order ON evaluations (generation, rung, position);
+"""
+_COLUMNS = "digest, rung, generation, position, genome, macs, n_params, objective, metrics, n_images, seconds, failure"
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """One evaluation with the genome it judges and the place in the run where it was first asked for.
+
+    Attributes:
+        genome: ``(n_genes,)`` bits, True = keep.
+        macs: Multiply-adds of the sliced network.
+        n_params: Parameters of the sliced network.
+        generation: Generation whose request evaluated the genome.
+        position: Row within that request.
+        evaluation: What the evaluator said.
+    """
+
+    genome: BoolArray
+    macs: int
+    n_params: int
+    generation: int
+    position: int
+    evaluation: Evaluation
+
+
+class EvaluationStore:
+    """The evaluations of one run in one SQLite file.
+
+    Args:
+        path: The file; created unless ``read_only``.
+        n_genes: Genes of the search space; None when reading takes it from the file.
+        space_fingerprint: Identity of the search space; checked against the file where both are known.
+        read_only: Open for reading beside a live run.
+
+    Raises:
+        RunDirectoryError: The file is missing, damaged, not a store, of a newer version, or of another search space.
+    """
+
+    def __init__(
+        self, path: Path, n_genes: int | None = None, space_fingerprint: str | None = None, *, read_only: bool = False
+    ) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._connection = self._connect()
+        try:
+            with closing(self._connection.execute("SELECT count(*) FROM sqlite_master")) as cursor:
+                is_new = cursor.fetchone()[0] == 0
+            if is_new and not read_only and n_genes is not None:
+                self._create(n_genes, space_fingerprint or "")
+            self.n_genes = self._check(n_genes, space_fingerprint)
+            if not read_only:
+                # Not every file system can hold a write-ahead log; SQLite then keeps its rollback journal, as safe.
+                self._connection.execute("PRAGMA journal_mode = WAL").close()
+                self._connection.execute("PRAGMA synchronous = NORMAL").close()
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise self._damaged(error) from error
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __enter__(self) -> EvaluationStore:
+        """Return the store itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the store."""
+        self.close()
+
+    def __len__(self) -> int:
+        """Return the number of evaluations over all rungs."""
+        return sum(self.count_by_rung().values())
+
+    def close(self) -> None:
+        """Close the file, and fold the write-ahead log into it where no other process reads; may be called twice."""
+        if not self.read_only:
+            with suppress(sqlite3.Error):  # a reader is connected (or the store is closed): the log stays beside it
+                self._connection.execute("PRAGMA busy_timeout = 0").close()
+                self._connection.execute("PRAGMA journal_mode = DELETE").close()
+        self._connection.close()
+
+    def get_many(self, digests: Sequence[str], rung: str) -> dict[str, StoredEvaluation]:
+        """Return the evaluations at ``rung`` of those ``digests`` that have one, by digest."""
+        found: dict[str, StoredEvaluation] = {}
+        for start in range(0, len(digests), _N_KEYS_PER_QUERY):
+            keys = list(digests[start : start + _N_KEYS_PER_QUERY])
+            marks = ", ".join("?" * len(keys))
+            sql = f"SELECT {_COLUMNS} FROM evaluations WHERE rung = ? AND digest IN ({marks})"  # noqa: S608 - marks only
+            for record in self._select(sql, [rung, *keys]):
+                found[record.evaluation.digest] = record
+        return found
+
+    def put_many(self, records: Sequence[StoredEvaluation]) -> int:
+        """Add ``records`` in one transaction and return how many were new; a (digest, rung) already there is kept.
+
+        Raises:
+            RunDirectoryError: The file cannot be written (full disk, damaged file).
+        """
+        rows = [_to_row(record) for record in records]
+        marks = ", ".join("?" * 12)
+        try:
+            before = self._connection.total_changes
+            with self._connection:
+                self._connection.executemany(f"INSERT OR IGNORE INTO evaluations ({_COLUMNS}) VALUES ({marks})", rows)  # noqa: S608
+            return self._connection.total_changes - before
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
+
+    def count_by_rung(self) -> dict[str, int]:
+        """Return the number of evaluations per rung."""
+        try:
+            with closing(self._connection.execute("SELECT rung, count(*) FROM evaluations GROUP BY rung")) as cursor:
+                return {str(rung): int(n) for rung, n in cursor.fetchall()}
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
+
+    def records(self, rung: str | None = None) -> Iterator[StoredEvaluation]:
+        """Yield the evaluations (of one ``rung``) by generation, rung and position: the same order in equal runs."""
+        where = "" if rung is None else "WHERE rung = ?"
+        order = "ORDER BY generation, rung, position, digest"
+        sql = f"SELECT {_COLUMNS} FROM evaluations {where} {order}"  # noqa: S608 - literals only
+        yield from self._select(sql, [] if rung is None else [rung])
+
+    def _select(self, sql: str, values: Sequence[Any]) -> Iterator[StoredEvaluation]:
+        try:
+            with closing(self._connection.execute(sql, values)) as cursor:
+                for row in cursor:
+                    yield self._from_row(row)
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    def _from_row(self, row: Sequence[Any]) -> StoredEvaluation:
+        digest, rung, generation, position, genome, macs, n_params, objective, metrics, n_images, seconds, failure = row
+        return StoredEvaluation(
+            genome=unpack_genome(genome, self.n_genes),
+            macs=macs,
+            n_params=n_params,
+            generation=generation,
+            position=position,
+            evaluation=Evaluation(
+                digest=digest,
+                rung=rung,
+                n_images=n_images,
+                objective=math.inf if objective is None else objective,
+                metrics={name: math.nan if value is None else value for name, value in json.loads(metrics).items()},
+                seconds=seconds,
+                failure=failure,
+            ),
+        )
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self.path.is_file() and (self.read_only or self.path.exists()):
+            raise RunDirectoryError(
+                f"an evaluation store must be a file, but {str(self.path)!r} is not there; "
+                "name a run directory that `evoprune search` has written"
+            )
+        mode = "ro" if self.read_only else "rwc"
+        try:
+            connection = sqlite3.connect(
+                f"{self.path.resolve().as_uri()}?mode={mode}", uri=True, timeout=_BUSY_TIMEOUT_S
+            )
+        except sqlite3.Error as error:
+            raise self._damaged(error) from error
+        return connection
+
+    def _create(self, n_genes: int, space_fingerprint: str) -> None:
+        meta = {"n_genes": str(n_genes), "space_fingerprint": space_fingerprint}
+        rows = "".join(f"INSERT INTO meta VALUES ('{key}', '{value}');" for key, value in meta.items())  # noqa: S608
+        marks = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
+        self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {rows} {marks} COMMIT;")
+
+    def _check(self, n_genes: int | None, space_fingerprint: str | None) -> int:
+        application_id = self._pragma("application_id")
+        version = self._pragma("user_version")
+        if application_id != _APPLICATION_ID:
+            raise RunDirectoryError(
+                f"{str(self.path)!r} must be an evaluation store of evoprune, but it is another SQLite file "
+                f"(application id {application_id:#x}); name another run directory"
+            )
+        if version != SCHEMA_VERSION:
+            raise RunDirectoryError(
+                f"this evoprune reads evaluation stores of version {SCHEMA_VERSION}, but {str(self.path)!r} has "
+                f"version {version}; use the evoprune that wrote it (see config.json) or start a new run"
+            )
+        with closing(self._connection.execute("SELECT key, value FROM meta")) as cursor:
+            meta: Mapping[str, str] = dict(cursor.fetchall())
+        stored_n_genes, stored_fingerprint = int(meta["n_genes"]), meta["space_fingerprint"]
+        if n_genes is not None and n_genes != stored_n_genes:
+            raise RunDirectoryError(
+                f"{str(self.path)!r} holds genomes of {stored_n_genes} genes, but the search space has {n_genes}; "
+                "give the model and options of that run, or start a new one"
+            )
+        if space_fingerprint and stored_fingerprint and space_fingerprint != stored_fingerprint:
+            raise RunDirectoryError(
+                f"{str(self.path)!r} belongs to search space {stored_fingerprint[:12]}, but this one is "
+                f"{space_fingerprint[:12]}; give the model and options of that run, or start a new one"
+            )
+        return stored_n_genes
+
+    def _pragma(self, name: str) -> int:
+        with closing(self._connection.execute(f"PRAGMA {name}")) as cursor:
+            return int(cursor.fetchone()[0])
+
+    def _damaged(self, error: Exception) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"the evaluation store {str(self.path)!r} cannot be used: {error}; if the disk is not full, the file is "
+            "damaged or not a store: restore it from a copy, or start a new run"
+        )
+
+
+def _to_row(record: StoredEvaluation) -> tuple[Any, ...]:
+    evaluation = record.evaluation
+    metrics = {name: float(value) if math.isfinite(value) else None for name, value in evaluation.metrics.items()}
+    return (
+        evaluation.digest,
+        evaluation.rung,
+        record.generation,
+        record.position,
+        pack_genome(record.genome),
+        int(record.macs),
+        int(record.n_params),
+        float(evaluation.objective) if math.isfinite(evaluation.objective) else None,
+        json.dumps(metrics, sort_keys=True, allow_nan=False),
+        int(evaluation.n_images),
+        float(evaluation.seconds),
+        evaluation.failure,
+    )

@@ -1,0 +1,346 @@
+"""The folder that holds everything about one run, readable without evoprune and written so that no crash spoils it.
+
+config.json          resolved options, versions, hashes of weights, data, space and options
+evaluations.sqlite   every evaluated genome once per rung
+checkpoint/          the last few states of the search
+log.jsonl            one event per line
+best/                the pruned network
+result.json          the figures of a finished run
+front.csv            the best genomes by quality and cost
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from search_spaces.errors import RunDirectoryError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two processes on one run are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+SCHEMA_VERSION = 1
+_RECORDED_DISTRIBUTIONS = ("evoprune", "torch", "torchvision", "numpy", "deap", "ray")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The places of one run; make one with :meth:`create` or :meth:`open_existing`."""
+
+    path: Path
+
+    @property
+    def config_path(self) -> Path:
+        """Resolved options, versions and hashes."""
+        return self.path / "config.json"
+
+    @property
+    def evaluations_path(self) -> Path:
+        """The evaluation store."""
+        return self.path / "evaluations.sqlite"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Folder of the last few states of the search."""
+        return self.path / "checkpoint"
+
+    @property
+    def log_path(self) -> Path:
+        """One JSON event per line."""
+        return self.path / "log.jsonl"
+
+    @property
+    def best_path(self) -> Path:
+        """Folder of the pruned network."""
+        return self.path / "best"
+
+    @property
+    def result_path(self) -> Path:
+        """Figures of a finished run."""
+        return self.path / "result.json"
+
+    @property
+    def front_path(self) -> Path:
+        """Best genomes by quality and cost."""
+        return self.path / "front.csv"
+
+    @staticmethod
+    def check_available(path: Path) -> None:
+        """Check that :meth:`create` would accept ``path``, and leave nothing behind; for use before long preparations.
+
+        Raises:
+            RunDirectoryError: ``path`` is a file or a folder with content, or cannot be written.
+        """
+        _refuse_existing(path)
+        parent = next(folder for folder in [path.absolute(), *path.absolute().parents] if folder.exists())
+        try:
+            Path(tempfile.mkdtemp(prefix=".evoprune-", dir=parent)).rmdir()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    @classmethod
+    def create(cls, path: Path, *, options: Mapping[str, Any], hashes: Mapping[str, str]) -> RunDirectory:
+        """Return a new run directory that holds ``config.json``; it appears whole or not at all.
+
+        Args:
+            path: Where; missing parents are made, an empty folder is used.
+            options: Resolved options, JSON values only.
+            hashes: Content hashes by name (``weights``, ``data``, ``space``); ``options`` is added here.
+
+        Raises:
+            RunDirectoryError: ``path`` is a file or a folder with content, or cannot be written.
+        """
+        _refuse_existing(path)
+        config = {
+            "schema_version": SCHEMA_VERSION,
+            "options": dict(options),
+            "hashes": {**hashes, "options": options_hash(options)},
+            "versions": library_versions(),
+        }
+        path = path.absolute()
+        staging: Path | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
+            staging.chmod(0o755)
+            (staging / "checkpoint").mkdir()
+            write_json(staging / "config.json", config)
+            with suppress(FileNotFoundError):
+                path.rmdir()  # an empty folder; one that was filled meanwhile stops us here
+            staging.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise _unwritable(path, error) from error
+        except BaseException:
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+        return cls(path)
+
+    @classmethod
+    def open_existing(cls, path: Path) -> RunDirectory:
+        """Return the run directory at ``path``.
+
+        Raises:
+            RunDirectoryError: There is none, or its ``config.json`` is damaged or of another version.
+        """
+        if not (path / "config.json").is_file():
+            raise RunDirectoryError(
+                f"a run directory must hold config.json, but {str(path)!r} does not; "
+                "name a folder that `evoprune search --out` has written"
+            )
+        run_directory = cls(path.absolute())
+        version = run_directory.read_config().get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise RunDirectoryError(
+                f"this evoprune reads run directories of version {SCHEMA_VERSION}, but {str(path)!r} has version "
+                f"{version}; use the evoprune that wrote it (see `versions` in config.json)"
+            )
+        return run_directory
+
+    def read_config(self) -> dict[str, Any]:
+        """Return ``config.json``: ``options``, ``hashes``, ``versions`` and ``schema_version``.
+
+        Raises:
+            RunDirectoryError: The file cannot be read, or lacks one of them.
+        """
+        config = read_json(self.config_path)
+        missing = {"options", "hashes", "versions", "schema_version"} - config.keys()
+        if missing:
+            raise RunDirectoryError(
+                f"{str(self.config_path)!r} must hold {', '.join(sorted(missing))}, but does not; "
+                "restore it from a copy or start a new run"
+            )
+        return config
+
+    def check_hashes(self, hashes: Mapping[str, str]) -> None:
+        """Check that a resumed run is the run that was started.
+
+        Args:
+            hashes: Content hashes found now, by the names given to :meth:`create`. The options are checked here too.
+
+        Raises:
+            RunDirectoryError: One differs; the message says which, with both values.
+        """
+        config = self.read_config()
+        found = {**hashes, "options": options_hash(config["options"])}
+        differing = [
+            f"{name} (recorded {str(recorded)[:12]}, now {found.get(name, 'missing')[:12]})"
+            for name, recorded in config["hashes"].items()
+            if found.get(name) != recorded
+        ]
+        if differing:
+            raise RunDirectoryError(
+                f"a run may only be continued with what it was started with, but in {str(self.path)!r} these differ: "
+                f"{', '.join(differing)}; restore them, or start a new run with another --out"
+            )
+
+    def append_log(self, event: str, **fields: Any) -> None:
+        """Append one line to ``log.jsonl``; a line torn by a crash stays alone on its line.
+
+        Raises:
+            RunDirectoryError: The file cannot be written.
+        """
+        line = json.dumps({"event": event, **fields}, allow_nan=False) + "\n"
+        try:
+            with self.log_path.open("ab+") as file:
+                if file.tell() > 0:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        line = "\n" + line
+                file.write(line.encode())
+        except OSError as error:
+            raise _unwritable(self.log_path, error) from error
+
+    def read_log(self) -> Iterator[dict[str, Any]]:
+        """Yield the events of ``log.jsonl`` in order, without lines torn by a crash; nothing where there is no log."""
+        if not self.log_path.is_file():
+            return
+        with self.log_path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                with suppress(json.JSONDecodeError):
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        yield event
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the lock ends with the process, however that dies.
+
+        Raises:
+            RunDirectoryError: Another process holds it.
+        """
+        if fcntl is None:
+            yield
+            return
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunDirectoryError(
+                    f"one process at a time may work on a run, but another one works on {str(self.path)!r}; "
+                    "wait for it, stop it, or choose another --out"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def options_hash(options: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of ``options`` as JSON with sorted keys, as 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(options, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of evoprune and the libraries its numbers depend on; absent ones are left out."""
+    versions = {}
+    for name in _RECORDED_DISTRIBUTIONS:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` by ``value`` as indented JSON, whole or not at all.
+
+    Raises:
+        RunDirectoryError: The file cannot be written.
+        ValueError: ``value`` holds NaN or infinity, which JSON has no word for.
+    """
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in ``path``.
+
+    Raises:
+        RunDirectoryError: The file cannot be read, or holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{str(path)!r} must hold a JSON object, but cannot be read: {error}; restore it or start a new run"
+        ) from error
+    if not isinstance(value, dict):
+        raise RunDirectoryError(
+            f"{str(path)!r} must hold a JSON object, but holds a {type(value).__name__}; restore it or start a new run"
+        )
+    return value
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``, whole or not at all, and durably.
+
+    Raises:
+        RunDirectoryError: The file cannot be written.
+    """
+    temporary: str | None = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+        Path(temporary).replace(path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename durable; a system that cannot open folders does without."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _refuse_existing(path: Path) -> None:
+    try:
+        is_taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        is_run = is_taken and (path / "config.json").is_file()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if is_run:
+        raise RunDirectoryError(
+            f"a new run needs a folder of its own, but {str(path)!r} holds a run; "
+            f"continue it with `evoprune resume {path}`, or choose another --out"
+        )
+    if is_taken:
+        raise RunDirectoryError(
+            f"a new run needs a folder of its own, but {str(path)!r} exists and is not an empty folder; "
+            "choose another --out"
+        )
+
+
+def _unwritable(path: Path, error: OSError) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{str(path)!r} must be writable, but {error.strerror or error}; choose another place or free some space"
+    )

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evoprune.options import FinetuneOptions, SearchOptions, resolve_options
+from search_spaces.errors import BudgetError, OptionError
+
+
+def test_a_master_seed_is_always_recorded() -> None:
+    seeds = {resolve_options(SearchOptions, {"seed": None}).seed for _ in range(8)}
+    assert len(seeds) == 8
+    assert resolve_options(SearchOptions, {"seed": 7}).seed == 7
+
+
+def test_options_survive_json() -> None:
+    values = {"seed": 1, "budget": 0.5, "weights": "w.safetensors", "protect": ["a*"], "input_shape": [1, 8, 8]}
+    options = resolve_options(SearchOptions, values)
+    assert options.budget == "0.5"
+    assert options.weights == Path("w.safetensors")
+    assert resolve_options(SearchOptions, options.model_dump(mode="json")) == options
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_generations": -1}, "`n_generations`: .*greater than or equal to 0, but got -1 .n_generations = generations"),
+        ({"population_size": 3}, "`population_size`: .* but got 3"),
+        ({"population_size": "8"}, "`population_size`: .*valid integer, but got '8'"),
+        ({"seed": -1}, "`seed`: .*but got -1 .seed = the master seed."),
+        ({"seed": 2**63}, "`seed`: .*less than"),
+        ({"min_channels": 1.5}, r"`min_channels`: it must be a whole number >= 1 or a share in \(0, 1\), but got 1.5"),
+        ({"min_channels": 0}, "`min_channels`: .*but got 0"),
+        ({"min_channels": float("nan")}, "`min_channels`: .*but got nan"),
+        ({"round_to": 0}, "`round_to`: .*but got 0"),
+        ({"input_shape": (3, 0, 32)}, "`input_shape`: every side must be at least 1"),
+        ({"metric": "flops"}, "`metric`: .*'macs' or 'params', but got 'flops'"),
+        ({"budgte": "0.3"}, "unknown option `budgte`; valid: .*budget"),
+    ],
+)
+def test_a_broken_rule_is_named_with_value_and_purpose(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        resolve_options(SearchOptions, values)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(OptionError, match=r"`round_to`.*; `population_size`"):
+        resolve_options(SearchOptions, {"population_size": 0, "round_to": 0})
+
+
+def test_a_budget_has_its_own_error() -> None:
+    with pytest.raises(BudgetError, match=r"'30%x'"):
+        resolve_options(SearchOptions, {"budget": "30%x"})
+
+
+def test_finetuning_options_have_their_rules() -> None:
+    with pytest.raises(OptionError, match=r"`max_time_s`: .*greater than 0, but got 0"):
+        resolve_options(FinetuneOptions, {"max_time_s": 0.0})

@@ -1,0 +1,69 @@
+"""A small space and evaluators with known answers, importable by workers in other processes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fitness.evaluation import Evaluation
+from search_spaces.genome import BoolArray, genome_digest
+
+
+@dataclass
+class CountingEvaluator:
+    """The objective is the mean squared distance to a target, through float32 torch operations; calls are counted."""
+
+    target: npt.NDArray[np.float32]
+    raise_on: frozenset[str] = frozenset()
+    exit_on: frozenset[str] = frozenset()
+    nan_on: frozenset[str] = frozenset()
+    rungs: Sequence[str] = ("cheap", "network", "dear")
+    seen: list[tuple[str, str]] = field(default_factory=list)
+
+    def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
+        return [self._evaluate(genome, rung) for genome in genomes]
+
+    def _evaluate(self, genome: BoolArray, rung: str) -> Evaluation:
+        digest = genome_digest(genome)
+        self.seen.append((digest, rung))
+        if digest in self.exit_on:
+            os._exit(1)
+        if digest in self.raise_on:
+            raise ArithmeticError("this genome is not to be evaluated")
+        if digest in self.nan_on:
+            return Evaluation(digest, rung, 8, math.nan)
+        target = torch.tensor(self.target)
+        bits = torch.from_numpy(genome.astype(np.float32))
+        scale = {"cheap": 100.0, "network": 1.0, "dear": 0.01}[rung]
+        weights = torch.sin(torch.arange(len(bits)) * (2.0 if rung == "cheap" else 1.0)) + 1.5
+        error = float(((bits - target) ** 2 * weights).mean()) * scale
+        return Evaluation(digest, rung, 8, error, {"accuracy": 1 - error, "n_threads": float(torch.get_num_threads())})
+
+
+@dataclass(frozen=True)
+class FakeRecipe:
+    """Builds a :class:`CountingEvaluator`."""
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    raise_on: frozenset[str] = frozenset()
+    exit_on: frozenset[str] = frozenset()
+    broken: bool = False
+
+    def with_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> FakeRecipe:
+        return replace(self, arrays=dict(arrays))
+
+    def build(self) -> CountingEvaluator:
+        if self.broken:
+            raise ValueError("no evaluator can be built from this recipe")
+        return CountingEvaluator(self.arrays["target"], self.raise_on, self.exit_on)
+
+
+def make_target(n_genes: int) -> npt.NDArray[np.float32]:
+    return (np.random.default_rng(7).random(n_genes) < 0.4).astype(np.float32)

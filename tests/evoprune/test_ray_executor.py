@@ -1,0 +1,125 @@
+"""The Ray executor on a real local cluster: equal to in-process, deaths, quarantine, interrupts."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evoprune.execution import InProcessExecutor
+from search_spaces.errors import ExecutionError
+from search_spaces.genome import BoolArray, genome_digest
+from tests.evoprune.fakes import FakeRecipe, make_target
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray leaves sockets and child processes to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+N_GENES = 37
+GENOMES: BoolArray = np.random.default_rng(0).random((23, N_GENES)) < 0.5
+RECIPE = FakeRecipe({"target": make_target(N_GENES)})
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One cluster for all tests; executors that find one running do not end it."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_gives_the_evaluations_of_the_in_process_executor() -> None:
+    from evoprune.execution.ray_executor import RayExecutor
+
+    bad = frozenset([genome_digest(GENOMES[4])])
+    recipe = FakeRecipe(RECIPE.arrays, raise_on=bad)
+    local = InProcessExecutor(recipe.build(), 2)
+    remote = RayExecutor(recipe, 2)
+    for rung in ("cheap", "network"):
+        expected = local.evaluate(GENOMES, rung)
+        received = remote.evaluate(GENOMES, rung)
+        assert received == expected
+        assert received[4].failure.startswith("ArithmeticError")
+    assert remote.evaluate(GENOMES[:0], "network") == []
+    local.close()
+    remote.close()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_genome_that_kills_its_worker_is_quarantined_and_the_others_go_on() -> None:
+    from evoprune.execution.ray_executor import RayExecutor
+
+    bad = genome_digest(GENOMES[5])
+    remote = RayExecutor(FakeRecipe(RECIPE.arrays, exit_on=frozenset([bad])), 2, chunk_size=3)
+    evaluations = remote.evaluate(GENOMES[:9], "network")
+    assert [e.digest for e in evaluations] == [genome_digest(g) for g in GENOMES[:9]]
+    assert [e.digest for e in evaluations if e.failure] == [bad]
+    assert evaluations[5].objective == math.inf
+    assert evaluations[5].failure == "quarantined: it killed its worker 2 times"
+    assert not any(e.failure for e in remote.evaluate(GENOMES[10:], "network"))
+    remote.close()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_more_workers_than_fit_are_refused_with_the_number_that_fits() -> None:
+    from evoprune.execution.ray_executor import RayExecutor
+
+    with pytest.raises(ExecutionError, match=r"2 of 3 fit.*lower `--workers` to 2"):
+        RayExecutor(RECIPE, 3)
+    with pytest.raises(ExecutionError, match=r"0 of 1 fit: each needs 1 CPU and 64 GPU"):
+        RayExecutor(RECIPE, 1, n_gpus_per_worker=64)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_recipe_that_cannot_be_built_is_an_error() -> None:
+    from evoprune.execution.ray_executor import RayExecutor
+
+    with pytest.raises(ExecutionError, match="no evaluator can be built from this recipe"):
+        RayExecutor(FakeRecipe(RECIPE.arrays, broken=True), 1)
+
+
+INTERRUPTED = """
+import sys
+from evoprune.execution.ray_executor import RayExecutor
+from tests.evoprune.test_ray_executor import GENOMES, RECIPE
+
+executor = RayExecutor(RECIPE, 2)
+try:
+    print("started", flush=True)
+    while True:
+        executor.evaluate(GENOMES, "network")
+except KeyboardInterrupt:
+    executor.close()
+    print("closed", flush=True)
+"""
+
+
+def test_an_interrupt_ends_in_order() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "closed\n"), errors
+    assert errors == ""

@@ -1,0 +1,1 @@
+"""What a genome is worth: data, criteria and evaluators. Knows quality; no population, no generation."""

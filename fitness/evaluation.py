@@ -1,0 +1,50 @@
+"""What an evaluation of one genome says, and the contract of whatever produces it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from search_spaces.genome import BoolArray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The quality of one genome at one rung of the fidelity ladder.
+
+    Attributes:
+        digest: Identity of the genome, :func:`search_spaces.genome.genome_digest`.
+        rung: Name of the rung that produced the number.
+        n_images: Images that the number rests on; 0 where no image was passed forward.
+        objective: What the search minimises; ``inf`` for a failed evaluation, never NaN.
+        metrics: Further figures by name (``kl``, ``cross_entropy``, ``accuracy`` as a fraction, ...).
+        seconds: Wall time; not part of equality, since it differs between equal runs.
+        failure: Why the evaluation failed; empty when it did not.
+    """
+
+    digest: str
+    rung: str
+    n_images: int
+    objective: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
+    failure: str = ""
+
+    def __post_init__(self) -> None:
+        """Turn a NaN objective into a failed evaluation, so that no comparison ever meets a NaN."""
+        if math.isnan(self.objective):
+            object.__setattr__(self, "objective", math.inf)
+            object.__setattr__(self, "failure", self.failure or "the objective is NaN")
+
+
+class Evaluator(Protocol):
+    """Judges genomes. Pure: the same genome at the same rung gives the same evaluation, whatever came before."""
+
+    @property
+    def rungs(self) -> Sequence[str]:
+        """Names of the rungs, cheapest first."""
+
+    def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
+        """Return one evaluation per row of ``genomes`` ``(n, n_genes)``, in order; a failure is a value, not an error."""

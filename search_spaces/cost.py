@@ -1,0 +1,191 @@
+"""Costs of whole populations in closed form: sums of products of two linear forms of the genes.
+
+A layer's MACs are ``positions * n_out * n_in`` and a parameter's size is ``rest * n_0 * n_1``, where each count is linear in
+the genome. Since all genes of a group weigh the same, only the kept *counts per group* matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from search_spaces.genome import FloatArray, IntArray
+from search_spaces.groups import KEPT, Genes
+from search_spaces.provenance import LayerRecord
+
+
+@dataclass(frozen=True)
+class CountForms:
+    """Linear forms ``constant + weights.T @ counts``: how many slices of each slot are kept.
+
+    Attributes:
+        weights: ``(n_groups, n_forms)``.
+        constant: ``(n_forms,)``; form 0 is the constant 1.
+    """
+
+    weights: FloatArray
+    constant: FloatArray
+
+    def __call__(self, counts: IntArray) -> FloatArray:
+        """Return the value of every form, ``(n, n_forms)``, for ``counts`` ``(n, n_groups)``."""
+        return np.asarray(counts.astype(np.float64) @ self.weights + self.constant)
+
+
+@dataclass(frozen=True)
+class ProductCost:
+    """A cost ``constant + sum_t coefficient_t * form_left_t * form_right_t * block_t``.
+
+    Attributes:
+        forms: Shared by all costs of a space.
+        coefficient: ``(n_terms,)``.
+        left: ``(n_terms,)`` indices of forms.
+        right: ``(n_terms,)`` likewise.
+        block: ``(n_terms,)`` index of the group whose single gene switches the term, or -1.
+        constant: What no genome changes.
+        unit: ``macs`` or ``parameters``.
+    """
+
+    forms: CountForms
+    coefficient: FloatArray
+    left: IntArray
+    right: IntArray
+    block: IntArray
+    constant: int
+    unit: str
+
+    def __call__(self, counts: IntArray) -> IntArray:
+        """Return the exact cost ``(n,)`` for kept ``counts`` ``(n, n_groups)``; exact below 2**53."""
+        forms = self.forms(counts)
+        terms = forms[:, self.left] * forms[:, self.right] * self._switch(counts)
+        return np.rint(terms @ self.coefficient).astype(np.int64) + self.constant
+
+    def marginals(self, counts: IntArray, steps: IntArray) -> FloatArray:
+        """Return by how much the cost rises, ``(n, n_groups)``, when each group alone gains ``steps`` genes.
+
+        Args:
+            counts: ``(n, n_groups)`` kept counts.
+            steps: ``(n_groups,)`` or ``(n, n_groups)`` non-negative gains; negative values give the fall.
+        """
+        forms = self.forms(counts)
+        switch = self._switch(counts) * self.coefficient
+        gain_left = self.forms.weights[:, self.left].T  # (n_terms, n_groups)
+        gain_right = self.forms.weights[:, self.right].T
+        linear = (switch * forms[:, self.right]) @ gain_left + (switch * forms[:, self.left]) @ gain_right
+        rise = linear * steps + (switch @ (gain_left * gain_right)) * np.square(steps)
+        for group in np.unique(self.block[self.block >= 0]):
+            terms = self.block == group
+            products = forms[:, self.left[terms]] * forms[:, self.right[terms]]
+            rise[:, group] += (products @ self.coefficient[terms]) * np.broadcast_to(steps, counts.shape)[:, group]
+        return np.asarray(rise)
+
+    def group_share(self, counts: IntArray) -> FloatArray:
+        """Return the share of the cost ``(n_groups,)`` that lies in terms which read or make a group's channels."""
+        forms = self.forms(counts[None])[0]
+        terms = self.coefficient * forms[self.left] * forms[self.right]
+        touches = (self.forms.weights[:, self.left] > 0) | (self.forms.weights[:, self.right] > 0)
+        total = float(self(counts[None])[0])
+        return np.asarray((touches * terms).sum(axis=1) / total if total else np.zeros(len(counts)))
+
+    def prunable_share(self, counts: IntArray) -> float:
+        """Return the share of the cost in [0, 1] that lies in terms which at least one gene changes."""
+        forms = self.forms(counts[None])[0]
+        terms = self.coefficient * forms[self.left] * forms[self.right]
+        touched = (self.forms.weights[:, self.left] > 0).any(axis=0) | (self.forms.weights[:, self.right] > 0).any(
+            axis=0
+        )
+        total = float(self(counts[None])[0])
+        return float(terms[touched | (self.block >= 0)].sum() / total) if total else 0.0
+
+    def _switch(self, counts: IntArray) -> FloatArray:
+        if (self.block < 0).all():
+            return np.ones((len(counts), len(self.block)))
+        return np.where(self.block >= 0, counts[:, np.maximum(self.block, 0)], 1).astype(np.float64)
+
+
+class _FormTable:
+    """Collects distinct linear forms and hands out their indices."""
+
+    def __init__(self, genes: Genes) -> None:
+        self.genes = genes
+        self.group_of_gene = np.repeat(np.arange(len(genes.groups)), [g.size for g in genes.groups]).astype(np.int64)
+        self.size_of_group = np.array([g.size for g in genes.groups], np.int64)
+        self.known: dict[bytes, int] = {}
+        self.rows: list[FloatArray] = []
+        self.constants: list[float] = []
+        self.add(np.zeros(len(genes.groups)), 1.0)
+
+    def add(self, weights: FloatArray, constant: float) -> int:
+        key = weights.tobytes() + np.float64(constant).tobytes()
+        if key not in self.known:
+            self.known[key] = len(self.rows)
+            self.rows.append(weights)
+            self.constants.append(constant)
+        return self.known[key]
+
+    def slot(self, slot: tuple[str, int], size: int) -> int:
+        """Return the form that counts the kept slices of ``slot``."""
+        genes = self.genes.slot_genes.get(slot)
+        if genes is None:
+            return self.add(np.zeros(len(self.size_of_group)), float(size))
+        removable = genes[genes != KEPT]
+        counts = np.bincount(self.group_of_gene[removable], minlength=len(self.size_of_group))
+        return self.add(counts / np.maximum(self.size_of_group, 1), float(size - len(removable)))
+
+    def forms(self) -> CountForms:
+        return CountForms(np.stack(self.rows, axis=1), np.array(self.constants))
+
+
+def build_costs(
+    genes: Genes,
+    layers: tuple[LayerRecord, ...],
+    parameter_shapes: Mapping[str, tuple[int, ...]],
+    macs_dense: int | None,
+    block_of_tensor: Mapping[str, int],
+) -> tuple[ProductCost, ProductCost]:
+    """Return the MACs and the parameter count of a network as functions of a genome.
+
+    One MAC is one multiply-add of a convolution, linear layer or matrix product; biases, norms and activations are free.
+
+    Args:
+        genes: Genes and groups.
+        layers: Every convolution and linear call.
+        parameter_shapes: Shapes of all parameters (buffers excluded) by qualified name.
+        macs_dense: Independent count for the dense network; what the layers do not explain becomes a constant.
+        block_of_tensor: Group index of the block gene that removes a parameter, where there is one.
+    """
+    table = _FormTable(genes)
+    mac_terms: dict[tuple[int, int, int], float] = {}
+    for layer in layers:
+        assert layer.weight is not None
+        shape = parameter_shapes[layer.weight]
+        key = (
+            table.slot((layer.weight, 0), shape[0]),
+            table.slot((layer.weight, 1), shape[1]),
+            block_of_tensor.get(layer.weight, -1),
+        )
+        mac_terms[key] = mac_terms.get(key, 0.0) + layer.positions
+    parameter_terms: dict[tuple[int, int, int], float] = {}
+    for name, shape in parameter_shapes.items():
+        sliced = [axis for axis in range(len(shape)) if (name, axis) in genes.slot_genes]
+        assert len(sliced) <= 2, f"parameter {name} is sliced along {sliced}"
+        sides = [table.slot((name, axis), shape[axis]) for axis in sliced] + [0] * (2 - len(sliced))
+        rest = float(np.prod([size for axis, size in enumerate(shape) if axis not in sliced], dtype=np.float64))
+        key = (sides[0], sides[1], block_of_tensor.get(name, -1))
+        parameter_terms[key] = parameter_terms.get(key, 0.0) + rest
+    forms = table.forms()
+    dense = np.array([[group.size for group in genes.groups]], np.int64)
+    macs = _product_cost(forms, mac_terms, 0, "macs")
+    if macs_dense is not None:
+        macs = _product_cost(forms, mac_terms, macs_dense - int(macs(dense)[0]), "macs")
+    return macs, _product_cost(forms, parameter_terms, 0, "parameters")
+
+
+def _product_cost(
+    forms: CountForms, terms: Mapping[tuple[int, int, int], float], constant: int, unit: str
+) -> ProductCost:
+    keys = np.array(list(terms) or np.empty((0, 3)), np.int64).reshape(-1, 3)
+    return ProductCost(
+        forms, np.array(list(terms.values()), np.float64), keys[:, 0], keys[:, 1], keys[:, 2], constant, unit
+    )

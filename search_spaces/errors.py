@@ -1,0 +1,65 @@
+"""The errors of all three packages, rooted in the lowest layer so that one ``except`` clause catches them all.
+
+Every error is also the builtin that a caller would expect, and every message states the rule that was broken, the values
+that broke it, the place, and a remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EvoPruneError(Exception):
+    """Root of all errors that evoprune raises on purpose."""
+
+
+class OptionError(EvoPruneError, ValueError):
+    """An option or argument breaks its stated rule."""
+
+
+class UnknownNameError(OptionError, LookupError):
+    """A name is not in the list of valid ones; the message lists them and suggests the nearest."""
+
+    def __init__(self, kind: str, name: str, valid_names: Iterable[str]) -> None:
+        """Build the message from the ``kind`` of thing, the unknown ``name`` and the ``valid_names``."""
+        valid = sorted(valid_names)
+        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        super().__init__(f"unknown {kind} {name!r}; {hint}valid: {', '.join(valid)}")
+
+
+class TraceError(EvoPruneError, RuntimeError):
+    """A network could not be turned into a channel graph."""
+
+
+class VerificationError(EvoPruneError, RuntimeError):
+    """Masked and sliced networks disagree where the search space promised that they agree."""
+
+
+class GenomeShapeError(EvoPruneError, ValueError):
+    """An array of genomes has the wrong shape or dtype for its search space."""
+
+
+class BudgetError(EvoPruneError, ValueError):
+    """A budget is malformed or cannot be reached."""
+
+
+class WeightsError(EvoPruneError, ValueError):
+    """A weight file cannot be read, or does not fit the network."""
+
+
+class DataError(EvoPruneError, ValueError):
+    """A data set cannot be read, or breaks its stated layout."""
+
+
+class ObjectiveValueError(EvoPruneError, ValueError):
+    """An objective value is NaN or infinite where only finite ones have a meaning."""
+
+
+class RunDirectoryError(EvoPruneError, OSError):
+    """A run directory cannot be created, read or continued."""
+
+
+class ExecutionError(EvoPruneError, RuntimeError):
+    """Workers could not be started, or a population could not be evaluated."""

@@ -1,0 +1,243 @@
+"""Repair: the nearest feasible genome, for a whole population at once.
+
+Within a group only the *order* of the genes matters, and across groups only how many are kept. So each group is sorted once
+(kept genes first, then by priority), one threshold per individual is found by bisection such that the budget holds, and the
+slack that is left is filled gene by gene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.cost import ProductCost
+from search_spaces.errors import BudgetError, GenomeShapeError
+from search_spaces.genome import BoolArray, FloatArray, IntArray
+from search_spaces.groups import ChannelGroup
+
+_BISECTIONS = 30
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A cost that must stay at or below ``at_most``."""
+
+    cost: ProductCost
+    at_most: int
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The kept counts that each group may take, as ``(n_groups,)`` arrays."""
+
+    starts: IntArray
+    sizes: IntArray
+    min_keep: IntArray
+    step: IntArray
+
+    @classmethod
+    def of(cls, groups: Sequence[ChannelGroup]) -> Lattice:
+        """Return the lattice of ``groups``."""
+
+        def column(name: str) -> IntArray:
+            return np.array([getattr(group, name) for group in groups], np.int64)
+
+        return cls(column("start"), column("size"), column("min_keep"), column("step"))
+
+    def floor(self, counts: IntArray) -> IntArray:
+        """Return the largest allowed counts that are at most ``counts``, or the smallest allowed ones."""
+        rounded = np.where(counts >= self.sizes, self.sizes, counts // self.step * self.step)
+        return np.maximum(rounded, self.min_keep)
+
+    def above(self, counts: IntArray) -> IntArray:
+        """Return the next larger allowed counts; ``sizes`` where there is none."""
+        return np.minimum(counts // self.step * self.step + self.step, self.sizes)
+
+
+def count_kept(genomes: BoolArray, lattice: Lattice) -> IntArray:
+    """Return how many genes of each group are kept, ``(n, n_groups)``."""
+    if not len(lattice.starts):
+        return np.zeros((len(genomes), 0), np.int64)
+    return np.add.reduceat(genomes, lattice.starts, axis=1, dtype=np.int64)
+
+
+def check_reachable(lattice: Lattice, limits: Sequence[Limit]) -> None:
+    """Raise unless the smallest genome meets every limit.
+
+    Raises:
+        BudgetError: A limit lies under the reachable minimum; the message names the reachable range.
+    """
+    for limit in limits:
+        least = int(limit.cost(lattice.min_keep[None])[0])
+        most = int(limit.cost(lattice.sizes[None])[0])
+        if limit.at_most < least:
+            raise BudgetError(
+                f"the {limit.cost.unit} budget must lie within the reachable range [{least:,}, {most:,}] "
+                f"({least / most:.4f} to 1 of the dense network), but got {limit.at_most:,} ({limit.at_most / most:.4f}); "
+                "raise the budget, lower min_channels or protect fewer layers"
+            )
+
+
+def repair(
+    genomes: BoolArray,
+    lattice: Lattice,
+    limits: Sequence[Limit],
+    *,
+    rng: np.random.Generator,
+    scores: FloatArray | None = None,
+) -> BoolArray:
+    """Return feasible genomes near ``genomes``: too dear ones lose genes, slack is refilled.
+
+    Idempotent: a feasible genome into which no further gene fits comes back unchanged.
+
+    Args:
+        genomes: ``(n, n_genes)``.
+        lattice: Allowed kept counts per group.
+        limits: All must hold; none given leaves only the lattice to be met, without refilling.
+        rng: Breaks ties and, without ``scores``, picks the genes.
+        scores: ``(n_genes,)`` or ``(n, n_genes)``, larger = more wanted, comparable across groups as a gain for the whole
+            network: genes are dropped by least score per unit of cost. Without scores every gene is as likely as any other.
+
+    Raises:
+        BudgetError: A limit cannot be met by any genome.
+        GenomeShapeError: ``scores`` has another shape, or holds NaN.
+    """
+    check_reachable(lattice, limits)
+    n, n_genes = genomes.shape
+    if n == 0 or n_genes == 0:
+        return genomes.copy()
+    priority = _priorities(genomes.shape, lattice, limits, rng, scores)
+    order, ranked = _sort_groups(genomes, priority, lattice)
+    counts = lattice.floor(count_kept(genomes, lattice))
+    if limits:
+        dear = _excess(counts, limits)
+        counts[dear] = _drop(counts[dear], ranked[dear], lattice, limits)
+        counts[~dear] = _add(counts[~dear], ranked[~dear], lattice, limits)
+        counts = _fill(counts, ranked, lattice, limits)
+    return _materialise(order, counts, lattice, n_genes)
+
+
+def _priorities(
+    shape: tuple[int, int],
+    lattice: Lattice,
+    limits: Sequence[Limit],
+    rng: np.random.Generator,
+    scores: FloatArray | None,
+) -> npt.NDArray[np.float32]:
+    """Return priorities in [0, 1), ``shape``: random, or the rank of score per cost."""
+    if scores is None:
+        return rng.random(shape, dtype=np.float32)
+    if scores.shape not in (shape, shape[1:]) or np.isnan(scores).any():
+        raise GenomeShapeError(
+            f"scores must be numbers of shape {shape[1:]} or {shape}, but got shape {scores.shape} with "
+            f"{int(np.isnan(scores).sum())} NaN; give one score per gene"
+        )
+    gene_cost = np.zeros(shape[1])
+    dense = lattice.sizes[None]
+    for limit in limits:
+        per_gene = limit.cost.marginals(dense, -lattice.step)[0] / -lattice.step / max(limit.at_most, 1)
+        gene_cost += np.repeat(per_gene, lattice.sizes)
+    per_cost = np.atleast_2d(scores) / np.maximum(gene_cost, 1e-30) if limits else np.atleast_2d(scores)
+    jitter = rng.random(per_cost.shape)
+    ranks = np.empty(per_cost.shape, np.float32)
+    rows = np.arange(len(per_cost))[:, None]
+    ranks[rows, np.lexsort((jitter, per_cost), axis=1)] = np.arange(shape[1], dtype=np.float32) / shape[1]
+    return np.broadcast_to(ranks, shape)
+
+
+def _sort_groups(
+    genomes: BoolArray, priority: npt.NDArray[np.float32], lattice: Lattice
+) -> tuple[IntArray, npt.NDArray[np.float32]]:
+    """Return, per group, the genes in order of keeping, and their priorities in that order; both ``(n, n_genes)``."""
+    key = -(priority + genomes)
+    order = np.empty(genomes.shape, np.int64)
+    for start, size in zip(lattice.starts, lattice.sizes, strict=True):
+        block = slice(start, start + size)
+        order[:, block] = np.argsort(key[:, block], axis=1) + start
+    return order, np.take_along_axis(priority, order, axis=1)
+
+
+def _excess(counts: IntArray, limits: Sequence[Limit]) -> BoolArray:
+    over = np.zeros(len(counts), np.bool_)
+    for limit in limits:
+        over |= limit.cost(counts) > limit.at_most
+    return over
+
+
+def _reach(
+    ranked: npt.NDArray[np.float32], low: IntArray, high: IntArray, threshold: FloatArray, lattice: Lattice
+) -> IntArray:
+    """Return how far each group may be kept, within ``[low, high]``, so that genes behind ``low`` reach ``threshold``."""
+    low, high = low.copy(), high.copy()
+    rows = np.arange(len(ranked))[:, None]
+    while (low < high).any():
+        middle = (low + high) // 2
+        value = ranked[rows, np.minimum(lattice.starts + middle, ranked.shape[1] - 1)]
+        enough = (value >= threshold[:, None]) & (low < high)
+        low = np.where(enough, middle + 1, low)
+        high = np.where(enough, high, middle)
+    return low
+
+
+def _drop(counts: IntArray, ranked: npt.NDArray[np.float32], lattice: Lattice, limits: Sequence[Limit]) -> IntArray:
+    """Return the most generous counts of a threshold rule that meet the limits, for individuals that exceed them."""
+    below, above = np.zeros(len(counts)), np.ones(len(counts))
+    best = np.broadcast_to(lattice.min_keep, counts.shape).copy()
+    for _ in range(_BISECTIONS if len(counts) else 0):
+        middle = (below + above) / 2
+        trial = lattice.floor(_reach(ranked, np.zeros_like(counts), counts, middle, lattice))
+        over = _excess(trial, limits)
+        best[~over] = trial[~over]
+        below, above = np.where(over, middle, below), np.where(over, above, middle)
+    return best
+
+
+def _add(counts: IntArray, ranked: npt.NDArray[np.float32], lattice: Lattice, limits: Sequence[Limit]) -> IntArray:
+    """Return the largest counts of a threshold rule that still meet the limits, for individuals with slack."""
+    below, above = np.zeros(len(counts)), np.ones(len(counts))
+    best = counts.copy()
+    sizes = np.broadcast_to(lattice.sizes, counts.shape)
+    for _ in range(_BISECTIONS if len(counts) else 0):
+        middle = (below + above) / 2
+        trial = np.maximum(lattice.floor(_reach(ranked, counts, sizes, middle, lattice)), counts)
+        over = _excess(trial, limits)
+        best[~over] = trial[~over]
+        below, above = np.where(over, middle, below), np.where(over, above, middle)
+    return best
+
+
+def _fill(counts: IntArray, ranked: npt.NDArray[np.float32], lattice: Lattice, limits: Sequence[Limit]) -> IntArray:
+    """Give every individual further genes, best priority first, until none fits."""
+    counts = counts.copy()
+    active = np.arange(len(counts))
+    while len(active):
+        current = counts[active]
+        gains = lattice.above(current) - current
+        fits = gains > 0
+        is_free = fits.copy()
+        for limit in limits:
+            rise = np.rint(limit.cost.marginals(current, gains))
+            slack = limit.at_most - limit.cost(current)
+            fits &= rise <= slack[:, None]
+            is_free &= rise == 0
+        counts[active] = current = np.where(is_free, lattice.sizes, current)
+        fits &= ~is_free
+        head = np.minimum(lattice.starts + current, ranked.shape[1] - 1)
+        next_priority = np.where(fits, np.take_along_axis(ranked[active], head, axis=1), -1)
+        chosen = next_priority.argmax(axis=1)
+        is_open = fits.any(axis=1)
+        rows = active[is_open]
+        counts[rows, chosen[is_open]] += gains[is_open, chosen[is_open]]
+        active = rows
+    return counts
+
+
+def _materialise(order: IntArray, counts: IntArray, lattice: Lattice, n_genes: int) -> BoolArray:
+    place = np.arange(n_genes) - np.repeat(lattice.starts, lattice.sizes)
+    keep_sorted = place < np.repeat(counts, lattice.sizes, axis=1)
+    genomes = np.empty(order.shape, np.bool_)
+    np.put_along_axis(genomes, order, keep_sorted, axis=1)
+    return genomes

@@ -1,0 +1,327 @@
+"""The search space of a network: which channels a genome may remove, what that costs, and how to stay feasible."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from search_spaces.cost import ProductCost, build_costs
+from search_spaces.errors import BudgetError, GenomeShapeError, TraceError
+from search_spaces.genome import BoolArray, FloatArray, IntArray
+from search_spaces.graph import NetworkGraph, as_inputs, export_graph, time_limit
+from search_spaces.groups import ChannelGroup, FrozenChannels, Genes, GroupRules, build_genes
+from search_spaces.provenance import LayerRecord, Provenance, trace_provenance
+from search_spaces.repair import Lattice, Limit, check_reachable, count_kept, repair
+from search_spaces.surgery import named_tensors
+from search_spaces.verification import count_macs, failing_groups
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Which channels of one network may be removed, and at what gain. Made by :meth:`trace`; immutable.
+
+    Attributes:
+        graph: The network as a flat list of operations.
+        layers: Every convolution and linear call, in order of execution.
+        genes: Groups, frozen channels and the gene of every slice of every tensor.
+        consumer_slots: ``(tensor, axis)`` pairs whose slices read channels.
+        macs_cost: MACs as a function of the genome.
+        params_cost: Parameter count as a function of the genome.
+        lattice: Allowed kept counts per group.
+    """
+
+    graph: NetworkGraph
+    layers: tuple[LayerRecord, ...]
+    genes: Genes
+    consumer_slots: tuple[tuple[str, int], ...]
+    macs_cost: ProductCost
+    params_cost: ProductCost
+    lattice: Lattice
+
+    # ------------------------------------------------------------------ construction
+
+    @classmethod
+    def trace(
+        cls,
+        model: nn.Module,
+        example_input: Tensor | Sequence[Tensor],
+        *,
+        protect: Sequence[str] = (),
+        only: Sequence[str] = (),
+        min_channels: int | float = 1,
+        round_to: int = 1,
+        verify: bool = True,
+        time_limit_s: float = 120.0,
+    ) -> SearchSpace:
+        """Return the search space of ``model``; whatever cannot be cut safely is frozen with its reason.
+
+        The network is traced as a copy, so the caller's one stays as it is, also when its forward raises.
+
+        Args:
+            model: Any network that ``torch.export`` accepts in evaluation mode.
+            example_input: ``(batch, ...)`` tensor or a sequence of such, on the device of ``model``.
+            protect: Glob patterns on layer paths; groups with a matching layer are frozen.
+            only: Glob patterns; when given, all other groups are frozen.
+            min_channels: Fewest channels that a group keeps: a count, or a fraction in (0, 1).
+            round_to: Kept channels per group are a multiple of it, or all of them.
+            verify: Slice and run random genomes, and freeze the groups that fail. Switch off only for a network whose
+                space was verified before.
+            time_limit_s: Bound on tracing and verification together.
+
+        Raises:
+            TraceError: The network cannot be traced, or not in time.
+            OptionError: A limit or pattern is malformed or matches nothing.
+        """
+        rules = GroupRules(tuple(protect), tuple(only), min_channels, round_to)
+        inputs = as_inputs(example_input)
+        try:
+            twin = copy.deepcopy(model).eval()
+        except Exception as error:
+            raise TraceError(
+                f"{type(model).__name__} must be copyable, but copy.deepcopy raised {type(error).__name__}: {error}; "
+                "remove what cannot be copied (open files, locks, generators) from the network"
+            ) from error
+        for parameter in twin.parameters():
+            parameter.requires_grad_(False)
+        with time_limit(time_limit_s, f"tracing {type(model).__name__}"):
+            graph = export_graph(twin, inputs)
+            shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(twin).items()}
+            provenance = trace_provenance(graph, shapes)
+            dense_macs = count_macs(twin, inputs)
+            parameter_shapes = {name: tuple(p.shape) for name, p in twin.named_parameters()}
+
+            def build() -> SearchSpace:
+                return cls._build(graph, provenance, build_genes(provenance, rules), parameter_shapes, dense_macs)
+
+            space = build()
+            if verify:
+                space = cls._verified(space, provenance, twin, inputs, build)
+        return space
+
+    @classmethod
+    def _build(
+        cls,
+        graph: NetworkGraph,
+        provenance: Provenance,
+        genes: Genes,
+        parameter_shapes: Mapping[str, tuple[int, ...]],
+        dense_macs: int,
+    ) -> SearchSpace:
+        layers = tuple(provenance.layers)
+        macs, params = build_costs(genes, layers, parameter_shapes, dense_macs, {})
+        return cls(
+            graph=graph,
+            layers=layers,
+            genes=genes,
+            consumer_slots=tuple(provenance.consumer_slots),
+            macs_cost=macs,
+            params_cost=params,
+            lattice=Lattice.of(genes.groups),
+        )
+
+    @staticmethod
+    def _verified(
+        space: SearchSpace,
+        provenance: Provenance,
+        twin: nn.Module,
+        inputs: Sequence[Tensor],
+        build: Callable[[], SearchSpace],
+    ) -> SearchSpace:
+        """Freeze failing groups until random genomes pass; every round freezes at least one group, so it ends."""
+        rng = np.random.default_rng(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            while space.groups:
+                failed = dict(failing_groups(twin, space, inputs, rng))
+                if not failed:
+                    break
+                for index, reason in failed.items():
+                    group = space.groups[index]
+                    for ids in space.genes.gene_ids[group.start : group.stop]:
+                        for channel in ids:
+                            provenance.frozen.setdefault(int(channel), reason)
+                space = build()
+        return space
+
+    # ------------------------------------------------------------------ what it holds
+
+    @property
+    def n_genes(self) -> int:
+        """Length of a genome."""
+        return self.genes.n_genes
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """The channel groups, in order of their first gene."""
+        return self.genes.groups
+
+    @property
+    def frozen(self) -> tuple[FrozenChannels, ...]:
+        """Channels that no genome removes, with the reason."""
+        return self.genes.frozen
+
+    @property
+    def slot_genes(self) -> Mapping[tuple[str, int], IntArray]:
+        """``(tensor, axis)`` to the gene of each slice, -1 where it always stays."""
+        return self.genes.slot_genes
+
+    @property
+    def pad_genes(self) -> Mapping[str, IntArray]:
+        """Module path of each shrinkable pad to the gene of each of its output channels."""
+        return self.genes.pad_genes
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the space: equal for two networks whose genomes mean the same at the same cost."""
+        digest = hashlib.blake2b(digest_size=16)
+        for group in self.groups:
+            digest.update(repr(group).encode())
+        for slot, genes in sorted(self.slot_genes.items()):
+            digest.update(repr(slot).encode() + genes.tobytes())
+        dense = self.lattice.sizes[None]
+        digest.update(f"{self.macs_cost(dense)[0]},{self.params_cost(dense)[0]}".encode())
+        return digest.hexdigest()
+
+    def all_ones(self, n: int = 1) -> BoolArray:
+        """Return ``n`` genomes that keep everything, ``(n, n_genes)``."""
+        return np.ones((n, self.n_genes), np.bool_)
+
+    def check_genomes(self, genomes: BoolArray) -> None:
+        """Raise unless ``genomes`` is a boolean ``(n, n_genes)`` array.
+
+        Raises:
+            GenomeShapeError: Shape or dtype differ.
+        """
+        if genomes.ndim != 2 or genomes.shape[1] != self.n_genes or genomes.dtype != np.bool_:
+            raise GenomeShapeError(
+                f"genomes must be a boolean array of shape (n, {self.n_genes}), but got shape {genomes.shape} of "
+                f"{genomes.dtype}; they belong to another search space"
+            )
+
+    def kept_counts(self, genomes: BoolArray) -> IntArray:
+        """Return how many genes of each group are kept, ``(n, n_groups)``."""
+        self.check_genomes(genomes)
+        return count_kept(genomes, self.lattice)
+
+    def is_valid(self, genomes: BoolArray) -> BoolArray:
+        """Return, per genome, whether every group keeps at least ``min_keep`` genes; ``(n,)``."""
+        return np.asarray((self.kept_counts(genomes) >= self.lattice.min_keep).all(axis=1))
+
+    def empty_groups(self, genome: BoolArray) -> list[str]:
+        """Return the names of the groups in which ``genome`` keeps too few genes."""
+        counts = self.kept_counts(genome[None])[0]
+        return [group.name for group, count in zip(self.groups, counts, strict=True) if count < group.min_keep]
+
+    # ------------------------------------------------------------------ cost
+
+    def macs(self, genomes: BoolArray) -> IntArray:
+        """Return the exact MACs per sample, ``(n,)``; one MAC is one multiply-add."""
+        return self.macs_cost(self.kept_counts(genomes))
+
+    def n_params(self, genomes: BoolArray) -> IntArray:
+        """Return the exact number of parameters, ``(n,)``; buffers are not counted."""
+        return self.params_cost(self.kept_counts(genomes))
+
+    @property
+    def macs_dense(self) -> int:
+        """MACs per sample of the whole network."""
+        return int(self.macs_cost(self.lattice.sizes[None])[0])
+
+    @property
+    def n_params_dense(self) -> int:
+        """Parameters of the whole network."""
+        return int(self.params_cost(self.lattice.sizes[None])[0])
+
+    @property
+    def macs_range(self) -> tuple[int, int]:
+        """Fewest and most MACs that a genome can have."""
+        return int(self.macs_cost(self.lattice.min_keep[None])[0]), self.macs_dense
+
+    @property
+    def n_params_range(self) -> tuple[int, int]:
+        """Fewest and most parameters that a genome can have."""
+        return int(self.params_cost(self.lattice.min_keep[None])[0]), self.n_params_dense
+
+    def limits(self, macs_budget: float | None, params_budget: float | None) -> tuple[Limit, ...]:
+        """Return budgets, given as fractions in (0, 1] of the dense network, as absolute limits, rounded down.
+
+        Raises:
+            BudgetError: A budget is no number in (0, 1], or lies under the reachable minimum.
+        """
+        limits: list[Limit] = []
+        for cost, budget in ((self.macs_cost, macs_budget), (self.params_cost, params_budget)):
+            if budget is None:
+                continue
+            if not 0 < budget <= 1:
+                raise BudgetError(
+                    f"a {cost.unit} budget must be a fraction in (0, 1] of the dense network, but got {budget!r}; "
+                    "pass for instance 0.5"
+                )
+            limits.append(Limit(cost, int(budget * float(cost(self.lattice.sizes[None])[0]))))
+        check_reachable(self.lattice, limits)
+        return tuple(limits)
+
+    # ------------------------------------------------------------------ feasible genomes
+
+    def repair(
+        self,
+        genomes: BoolArray,
+        *,
+        rng: np.random.Generator,
+        macs_budget: float | None = None,
+        params_budget: float | None = None,
+        scores: FloatArray | None = None,
+    ) -> BoolArray:
+        """Return feasible genomes near ``genomes``: too dear ones lose genes, slack is refilled. Idempotent.
+
+        Args:
+            genomes: ``(n, n_genes)``.
+            rng: Breaks ties and, without ``scores``, picks the genes.
+            macs_budget: Fraction in (0, 1] of the dense MACs; never exceeded.
+            params_budget: Fraction in (0, 1] of the dense parameters; never exceeded.
+            scores: ``(n_genes,)`` or ``(n, n_genes)``, larger = more wanted; least score per cost goes first.
+
+        Raises:
+            BudgetError: A budget is malformed or unreachable.
+            GenomeShapeError: An array does not fit the space.
+        """
+        self.check_genomes(genomes)
+        return repair(genomes, self.lattice, self.limits(macs_budget, params_budget), rng=rng, scores=scores)
+
+    def sample(
+        self,
+        *,
+        rng: np.random.Generator,
+        n: int,
+        macs_budget: float | None = None,
+        params_budget: float | None = None,
+    ) -> BoolArray:
+        """Return ``n`` random feasible genomes, ``(n, n_genes)``, diverse in their widths.
+
+        Every individual draws a keep ratio and every group deviates from it; the budget is then met by :meth:`repair`.
+
+        Raises:
+            BudgetError: A budget is malformed or unreachable.
+        """
+        base = rng.uniform(0.1, 1.0, (n, 1))
+        ratio = np.clip(base + rng.normal(0.0, 0.2, (n, len(self.groups))), 0.02, 1.0)
+        wanted = np.repeat(ratio, self.lattice.sizes, axis=1) if self.groups else np.zeros((n, 0))
+        genomes = rng.random((n, self.n_genes), dtype=np.float32) < wanted
+        return self.repair(genomes, rng=rng, macs_budget=macs_budget, params_budget=params_budget)
+
+    # ------------------------------------------------------------------ residual blocks
+
+    def remove_blocks(self, small: nn.Module, genome: BoolArray) -> None:
+        """Replace the residual branches that ``genome`` switches off inside the sliced network ``small``."""
+
+    @contextlib.contextmanager
+    def silenced_blocks(self, model: nn.Module, genome: BoolArray) -> Iterator[None]:
+        """Make the residual branches that ``genome`` switches off return zero while the block lasts."""
+        yield

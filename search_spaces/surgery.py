@@ -1,0 +1,119 @@
+"""Surgery: build the small, dense, ordinary network that a genome describes."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from search_spaces.errors import GenomeShapeError
+from search_spaces.genome import BoolArray
+from search_spaces.groups import KEPT
+
+if TYPE_CHECKING:
+    from search_spaces.space import SearchSpace
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+
+
+def prune_model(model: nn.Module, space: SearchSpace, genome: BoolArray) -> nn.Module:
+    """Return a new network of the same class that holds only the kept slices of every parameter and buffer.
+
+    The new network has its own storage, the mode, device and dtype of ``model``, and attributes such as ``out_channels`` that
+    fit its weights. ``model`` is not changed. Gradients are not copied.
+
+    Args:
+        model: The network that ``space`` was traced from, or one with the same parameters.
+        space: Its search space.
+        genome: ``(n_genes,)``, True = keep.
+
+    Raises:
+        GenomeShapeError: The genome does not belong to the space.
+    """
+    space.check_genomes(genome[None])
+    if not space.is_valid(genome[None])[0]:
+        raise GenomeShapeError(
+            "a genome must keep at least min_keep genes of every group, but got fewer in "
+            f"{', '.join(space.empty_groups(genome))}; pass it through space.repair first"
+        )
+    with torch.no_grad():
+        memo: dict[int, Any] = {}
+        for name, tensor in named_tensors(model).items():
+            memo[id(tensor)] = _sliced(name, tensor, space, genome)
+        small = copy.deepcopy(model, memo)
+    _fit_attributes(model, small)
+    for path, genes in space.pad_genes.items():
+        pad: Any = small.get_submodule(path)
+        kept = _keep(genes, genome)
+        before, after = int(pad.before), int(pad.after)
+        pad.before = int(kept[:before].sum())
+        pad.after = int(kept[len(kept) - after :].sum())
+    space.remove_blocks(small, genome)
+    return small
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every distinct parameter and buffer under its first qualified name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def slice_tensor(name: str, tensor: Tensor, space: SearchSpace, genome: BoolArray) -> Tensor:
+    """Return the kept slices of one tensor of the network; the tensor itself where nothing is cut."""
+    for axis in range(tensor.ndim):
+        genes = space.slot_genes.get((name, axis))
+        if genes is None:
+            continue
+        keep = _keep(genes, genome)
+        if not keep.all():
+            tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(keep)).to(tensor.device))
+    return tensor
+
+
+def _sliced(name: str, tensor: Tensor, space: SearchSpace, genome: BoolArray) -> Tensor:
+    sliced = slice_tensor(name, tensor.detach(), space, genome)
+    sliced = sliced.clone() if sliced.data_ptr() == tensor.data_ptr() else sliced
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        sliced = sliced.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(sliced, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced
+
+
+def _keep(genes: Any, genome: BoolArray) -> BoolArray:
+    return np.where(genes == KEPT, True, genome[np.maximum(genes, 0)])
+
+
+def _fit_attributes(dense: nn.Module, small: nn.Module) -> None:
+    """Rewrite the sizes that modules hold beside their weights."""
+    originals: dict[str, Any] = dict(dense.named_modules())
+    module: Any
+    for path, module in small.named_modules():
+        original = originals[path]
+        if isinstance(module, _CONVOLUTIONS):
+            made, read = (1, 0) if isinstance(module, _TRANSPOSED) else (0, 1)
+            if original.groups > 1 and original.groups == original.in_channels:  # depthwise: groups follow the channels
+                module.groups = module.weight.shape[0] * original.groups // original.weight.shape[0]
+                module.in_channels = module.groups
+                module.out_channels = module.groups * (original.out_channels // original.groups)
+            else:
+                module.out_channels = module.weight.shape[made] * (module.groups if made == 1 else 1)
+                module.in_channels = module.weight.shape[read] * (module.groups if read == 1 else 1)
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, _NORMS):
+            sized = next((t for t in (module.weight, module.running_mean) if t is not None), None)
+            if sized is not None:
+                module.num_features = sized.shape[0]
+        elif isinstance(module, nn.PReLU):
+            module.num_parameters = module.weight.shape[0]

@@ -26,7 +26,7 @@ def test_options_survive_json() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"n_generations": -1}, "`n_generations`: .*greater than or equal to 0, but got -1 .n_generations = generations"),
+        ({"n_generations": -1}, "`n_generations`: .*greater than or equal to 0, but got -1 .n_generations = "),
         ({"population_size": 3}, "`population_size`: .* but got 3"),
         ({"population_size": "8"}, "`population_size`: .*valid integer, but got '8'"),
         ({"seed": -1}, "`seed`: .*but got -1 .seed = the master seed."),

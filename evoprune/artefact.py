@@ -1,0 +1,301 @@
+"""The artefact: a folder with the weights of a small network and all that it takes to rebuild it, without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from search_spaces import SearchSpace, prune_model
+from search_spaces.errors import EvoPruneError
+from search_spaces.genome import BoolArray, genome_digest, pack_genome
+from search_spaces.models import build_model
+
+SCHEMA = 1
+WEIGHTS_FILE = "weights.safetensors"
+DESCRIPTION_FILE = "evoprune.json"
+
+
+class ArtefactError(EvoPruneError, ValueError):
+    """An artefact is missing, damaged, of another schema, or does not fit the network it is loaded into."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelRecord(_Record):
+    """How the dense network is built.
+
+    Attributes:
+        name: A name for :func:`search_spaces.models.build_model`; None for a network that was given as an object.
+        args: Keywords for its factory.
+        n_classes: Length of the logits.
+        input_shape: ``(C, H, W)``.
+        weights_hash: Content hash of the dense weights.
+    """
+
+    name: str | None
+    args: dict[str, Any] = {}
+    n_classes: int
+    input_shape: tuple[int, int, int]
+    weights_hash: str
+
+
+class SpaceRecord(_Record):
+    """How the space was traced; the arguments of :meth:`search_spaces.SearchSpace.trace`, and its fingerprint."""
+
+    protect: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    min_channels: int | float = 1
+    round_to: int = 1
+    fingerprint: str
+
+    def trace(self, model: nn.Module, input_shape: tuple[int, int, int]) -> SearchSpace:
+        """Return the space of ``model`` under these arguments."""
+        return SearchSpace.trace(
+            model,
+            example_input(model, input_shape),
+            protect=self.protect,
+            only=self.only,
+            min_channels=self.min_channels,
+            round_to=self.round_to,
+        )
+
+
+class GenomeRecord(_Record):
+    """The mask, twice: packed (highest bit first, as hexadecimal digits), and as kept channels by group for people."""
+
+    n_genes: int
+    digest: str
+    packed: str
+    kept_channels: dict[str, tuple[int, ...]]
+
+
+class CostRecord(_Record):
+    """Cost of the small and of the dense network; one MAC is one multiply-add of a convolution or linear layer."""
+
+    macs: int
+    macs_dense: int
+    n_params: int
+    n_params_dense: int
+
+
+class Description(_Record):
+    """The content of ``evoprune.json``.
+
+    Attributes:
+        mean: Per-channel mean that images in [0, 1] are normalised with.
+        std: Their standard deviation.
+        seed: Master seed of the run.
+        data: Name and content hash of the images.
+        finetuned_epochs: Epochs trained after surgery; 0 where no gradient step was taken.
+        versions: Of evoprune and of what it computed with.
+    """
+
+    format: Literal["evoprune-artefact"] = "evoprune-artefact"
+    schema_version: int = Field(default=SCHEMA, alias="schema", ge=1)
+    model: ModelRecord
+    space: SpaceRecord
+    genome: GenomeRecord
+    cost: CostRecord
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    seed: int
+    data: dict[str, str] = {}
+    finetuned_epochs: int = 0
+    versions: dict[str, str] = {}
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
+
+
+def record_genome(space: SearchSpace, genome: BoolArray) -> GenomeRecord:
+    """Return ``genome`` ``(n_genes,)`` as it is written into an artefact."""
+    kept = {
+        group.name: tuple(int(i) for i in np.flatnonzero(genome[group.start : group.start + group.size]))
+        for group in space.groups
+    }
+    return GenomeRecord(
+        n_genes=space.n_genes, digest=genome_digest(genome), packed=pack_genome(genome).hex(), kept_channels=kept
+    )
+
+
+def record_cost(space: SearchSpace, genome: BoolArray) -> CostRecord:
+    """Return what the network of ``genome`` ``(n_genes,)`` and the dense network cost."""
+    return CostRecord(
+        macs=int(space.macs(genome[None])[0]),
+        macs_dense=int(space.macs_dense),
+        n_params=int(space.n_params(genome[None])[0]),
+        n_params_dense=int(space.n_params_dense),
+    )
+
+
+def save_artefact(path: str | Path, network: nn.Module, description: Description) -> Path:
+    """Write the weights of the small ``network`` and its ``description`` to the folder ``path``, all or nothing.
+
+    An artefact that is already there is replaced. ``network`` is not changed.
+
+    Raises:
+        ArtefactError: ``path`` exists and is no artefact, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not (path / DESCRIPTION_FILE).is_file():
+        raise ArtefactError(f"an artefact replaces nothing but an artefact, but {path} is something else; name another")
+    # Tied tensors are written once per name: safetensors refuses shared memory, and a copy loads the same.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
+    text = json.dumps(description.model_dump(mode="json", by_alias=True), indent=1) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            folder.chmod(0o755)
+            save_file(tensors, folder / WEIGHTS_FILE)
+            (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+            for written in folder.iterdir():
+                _flush(written)
+            _put_in_place(folder, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"artefact {path} cannot be written: {error}; choose a folder that is writable") from error
+    return path
+
+
+def read_description(path: str | Path) -> Description:
+    """Return the description of the artefact in the folder ``path``.
+
+    Raises:
+        ArtefactError: There is none, it is damaged, or a newer evoprune wrote it.
+    """
+    path = Path(path)
+    file = path / DESCRIPTION_FILE
+    if not file.is_file():
+        hint = f"; did you mean {path / 'best'}?" if (path / "best" / DESCRIPTION_FILE).is_file() else ""
+        raise ArtefactError(
+            f"an artefact is a folder with {WEIGHTS_FILE} and {DESCRIPTION_FILE}, but {path} is not{hint}"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{file} cannot be read as JSON ({error}); it is damaged, restore the artefact") from error
+    if not isinstance(content, Mapping) or content.get("format") != "evoprune-artefact":
+        raise ArtefactError(f"{file} was not written by evoprune; name the folder of an artefact")
+    if content.get("schema") != SCHEMA:
+        raise ArtefactError(
+            f"{file} must have schema {SCHEMA}, but has {content.get('schema')!r}; use the evoprune that wrote it"
+        )
+    try:
+        return Description.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise ArtefactError(f"{file} is damaged: {place}: {problem['msg']}; restore the artefact") from None
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Return the small network of the artefact in the folder ``path``, on the CPU and in eval mode.
+
+    The dense structure is built, its space traced again, the recorded channels are cut and the weights loaded strictly.
+    No pickle is read.
+
+    Args:
+        path: Folder of an artefact, such as ``RUN/best``.
+        model: The dense network, for an artefact whose network was given as a Python object; it is not changed.
+
+    Raises:
+        ArtefactError: The artefact is missing or damaged, needs ``model``, or does not fit the network.
+        OptionError: The network that it names can no longer be built.
+    """
+    path = Path(path)
+    description = read_description(path)
+    network = rebuild_structure(description, model, place=str(path))
+    try:
+        tensors = load_file(path / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{path / WEIGHTS_FILE} cannot be read ({error}); restore the artefact") from error
+    try:
+        network.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise ArtefactError(f"{path / WEIGHTS_FILE} does not fit the network in {DESCRIPTION_FILE}: {error}") from error
+    return network.eval()
+
+
+def rebuild_structure(
+    description: Description, model: nn.Module | None = None, place: str = "the artefact"
+) -> nn.Module:
+    """Return the small network that ``description`` stands for, with meaningless weights.
+
+    Raises:
+        ArtefactError: ``model`` is needed, or its space is another than the recorded one.
+        OptionError: The network can no longer be built.
+    """
+    record = description.model
+    if model is None:
+        if record.name is None:
+            raise ArtefactError(
+                f"{place} belongs to a network that was given as a Python object, which its name alone cannot rebuild; "
+                "pass the dense network: `evoprune.load(path, model=...)`"
+            )
+        model = build_model(record.name, record.n_classes, record.args, record.input_shape)
+    space = description.space.trace(model, record.input_shape)
+    genome = _genome_of(description, space, place)
+    return prune_model(model, space, genome)
+
+
+def example_input(model: nn.Module, input_shape: tuple[int, int, int], n: int = 2) -> torch.Tensor:
+    """Return ``(n, C, H, W)`` zeros on the device and in the dtype of the parameters of ``model``."""
+    first = next(iter(model.parameters()), torch.empty(0))
+    return torch.zeros((n, *input_shape), device=first.device, dtype=first.dtype)
+
+
+def _genome_of(description: Description, space: SearchSpace, place: str) -> BoolArray:
+    """Return the recorded genome, rebuilt by group names, so that a harmless change of gene order does not matter."""
+    recorded = description.genome
+    names = {group.name for group in space.groups}
+    if names != set(recorded.kept_channels) or space.n_genes != recorded.n_genes:
+        raise ArtefactError(
+            f"{place} records {recorded.n_genes} genes in {len(recorded.kept_channels)} groups, but the network has "
+            f"{space.n_genes} in {len(names)}; it belongs to another network"
+        )
+    genome = np.zeros(space.n_genes, np.bool_)
+    for group in space.groups:
+        kept = np.asarray(recorded.kept_channels[group.name], np.int64)
+        if kept.size and not (kept.min() >= 0 and kept.max() < group.size):
+            raise ArtefactError(
+                f"{place} keeps channel {int(kept.max())} of group {group.name!r}, which has {group.size}; "
+                "it belongs to another network"
+            )
+        genome[group.start + kept] = True
+    if genome_digest(genome) != recorded.digest and space.fingerprint == description.space.fingerprint:
+        raise ArtefactError(f"the kept channels in {place} do not have the recorded digest; restore the artefact")
+    return genome
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(folder: Path, path: Path) -> None:
+    """Rename ``folder`` to ``path``; an older artefact is moved aside first, since folders cannot be swapped."""
+    if path.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+        path.rename(aside / "artefact")
+        folder.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        folder.rename(path)

@@ -1,0 +1,197 @@
+"""Copies of an artefact for other programs, each checked against the network it was made from."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from evoprune.artefact import DESCRIPTION_FILE, WEIGHTS_FILE, load, read_description, save_artefact
+from search_spaces.errors import EvoPruneError, OptionError, UnknownNameError
+
+_BATCH = "batch"
+_TOLERANCE = 1e-4  # relative to the largest logit; exporters fold batch norms, which moves the last digits
+
+
+class ExportError(EvoPruneError, RuntimeError):
+    """A network could not be exported, or the exported file computes something else."""
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file that was written.
+
+    Attributes:
+        format: A key of ``FORMATS``.
+        path: The file.
+        n_bytes: Its size.
+        max_difference: Largest difference of its logits to those of the network, relative to the largest logit; None
+            for files that hold no computation.
+    """
+
+    format: str
+    path: Path
+    n_bytes: int
+    max_difference: float | None = None
+
+
+def export(
+    artefact: str | Path, out: str | Path, formats: Sequence[str] = ("safetensors",), model: nn.Module | None = None
+) -> list[ExportedFile]:
+    """Write the network of ``artefact`` to the folder ``out`` in each of ``formats`` and return what was written.
+
+    Args:
+        artefact: Folder of an artefact, or of a run, whose ``best`` is taken.
+        out: Folder to write to; made where it does not exist.
+        formats: Keys of ``FORMATS``.
+        model: The dense network, where the artefact was made from a Python object.
+
+    Raises:
+        ArtefactError: The artefact is missing, damaged or of another network.
+        UnknownNameError: An unknown format.
+        OptionError: A format needs a package that is not installed, or ``out`` cannot be written.
+        ExportError: An exporter failed, or its file computes something else.
+    """
+    artefact, out = resolve_artefact(Path(artefact)), Path(out)
+    for name in formats:
+        if name not in FORMATS:
+            raise UnknownNameError("export format", name, FORMATS)
+    for name in formats:
+        _check_packages(name)
+    network = load(artefact, model)
+    shape = read_description(artefact).model.input_shape
+    if out.resolve() == artefact.resolve():
+        raise OptionError(
+            f"an export must not overwrite its source, but --out is the artefact {out}; name another folder"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return [file for name in dict.fromkeys(formats) for file in FORMATS[name](artefact, network, shape, out)]
+    except OSError as error:
+        raise OptionError(
+            f"{str(out)!r} must be a writable folder, but {error.strerror}; choose another --out"
+        ) from error
+
+
+def resolve_artefact(path: Path) -> Path:
+    """Return ``path``, or its ``best`` where ``path`` is a run directory."""
+    is_run = not (path / DESCRIPTION_FILE).is_file() and (path / "best" / DESCRIPTION_FILE).is_file()
+    return path / "best" if is_run else path
+
+
+def _export_safetensors(artefact: Path, network: nn.Module, _: tuple[int, ...], out: Path) -> list[ExportedFile]:
+    folder = save_artefact(out / "artefact", network, read_description(artefact))
+    written = []
+    for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
+        shutil.move(folder / name, out / name)
+        written.append(ExportedFile("safetensors", out / name, (out / name).stat().st_size))
+    folder.rmdir()
+    return written
+
+
+def _export_onnx(_: Path, network: nn.Module, shape: tuple[int, ...], out: Path) -> list[ExportedFile]:
+    import onnxruntime
+
+    path = out / "model.onnx"
+    with _quiet(), _failures("ONNX"):
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, *shape),),
+            path,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    return [ExportedFile("onnx", path, path.stat().st_size, _checked(network, run, shape, path))]
+
+
+def _export_pt2(_: Path, network: nn.Module, shape: tuple[int, ...], out: Path) -> list[ExportedFile]:
+    path = out / "model.pt2"
+    with _quiet(), _failures("torch.export"):
+        # Batches of 0 and 1 are special to torch.export: an example of two leaves the dimension free.
+        program = torch.export.export(
+            network, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim(_BATCH)},)
+        )
+        torch.export.save(program, path)
+        loaded = torch.export.load(path).module()
+    return [ExportedFile("pt2", path, path.stat().st_size, _checked(network, loaded, shape, path))]
+
+
+FORMATS: Mapping[str, Callable[[Path, nn.Module, tuple[int, ...], Path], list[ExportedFile]]] = {
+    "onnx": _export_onnx,
+    "pt2": _export_pt2,
+    "safetensors": _export_safetensors,
+}
+_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+
+
+def _check_packages(name: str) -> None:
+    missing = [package for package in _PACKAGES.get(name, ()) if importlib.util.find_spec(package) is None]
+    if missing:
+        raise OptionError(
+            f"export to {name} needs the packages {', '.join(missing)}, which are not installed; "
+            f"pip install 'evoprune[{name}]'"
+        )
+
+
+def _checked(network: nn.Module, exported: Callable[[Tensor], Tensor], shape: tuple[int, ...], path: Path) -> float:
+    """Return the largest relative difference over batches of 1, 2 and 5 images.
+
+    Raises:
+        ExportError: It is larger than the tolerance; the file is removed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    difference = 0.0
+    for n in (1, 2, 5):
+        images = torch.randn(n, *shape, generator=generator)
+        with torch.inference_mode():
+            expected, found = network(images), exported(images)
+        scale = max(float(expected.abs().max()), 1e-12)
+        difference = max(difference, float((expected - found).abs().max()) / scale)
+    if not difference <= _TOLERANCE:
+        path.unlink(missing_ok=True)
+        raise ExportError(
+            f"an exported network must compute what it was made from, but the logits of {path} differ by "
+            f"{difference:.2g} of the largest (at most {_TOLERANCE:g}); it was removed, please report the network"
+        )
+    return difference
+
+
+@contextmanager
+def _failures(exporter: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EvoPruneError):
+        raise
+    except Exception as error:  # the exporters raise whatever their parts raise
+        first_line = (str(error).splitlines() or [""])[0]
+        raise ExportError(f"{exporter} cannot export this network: {type(error).__name__}: {first_line}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the exporters' chatter, which is about their own future and not about the user's network."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

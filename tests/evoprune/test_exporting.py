@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evoprune import exporting
+from evoprune.artefact import (
+    Description,
+    ModelRecord,
+    SpaceRecord,
+    load,
+    record_cost,
+    record_genome,
+    save_artefact,
+)
+from evoprune.exporting import ExportError, export
+from search_spaces import prune_model
+from search_spaces.errors import OptionError, UnknownNameError
+from search_spaces.models import build_model, hash_weights
+
+SHAPE = (3, 16, 16)
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="the extra `onnx` is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = build_model("vgg16", model_args={"width": 0.125})
+    record = ModelRecord(
+        name="vgg16", args={"width": 0.125}, n_classes=10, input_shape=SHAPE, weights_hash=hash_weights(model)
+    )
+    space_record = SpaceRecord(fingerprint="")
+    space = space_record.trace(model, SHAPE)
+    genome = space.sample(rng=np.random.default_rng(0), n=1, macs_budget=0.5)[0]
+    description = Description(
+        model=record,
+        space=space_record.model_copy(update={"fingerprint": space.fingerprint}),
+        genome=record_genome(space, genome),
+        cost=record_cost(space, genome),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        seed=0,
+    )
+    folder = tmp_path_factory.mktemp("run") / "best"
+    return save_artefact(folder, prune_model(model, space, genome), description)
+
+
+def test_safetensors_and_json_are_a_loadable_artefact(artefact: Path, tmp_path: Path) -> None:
+    files = export(artefact.parent, tmp_path / "out")  # a run directory stands for its best network
+    assert [file.path.name for file in files] == ["weights.safetensors", "evoprune.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["evoprune.json", "weights.safetensors"]
+    assert hash_weights(load(tmp_path / "out")) == hash_weights(load(artefact))
+
+
+def test_pt2_takes_any_batch(artefact: Path, tmp_path: Path) -> None:
+    (file,) = export(artefact, tmp_path, ["pt2"])
+    assert file.n_bytes == (tmp_path / "model.pt2").stat().st_size
+    assert file.max_difference is not None
+    assert file.max_difference < 1e-5
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    images = torch.randn(7, *SHAPE)
+    with torch.inference_mode():
+        assert torch.allclose(program(images), load(artefact)(images), atol=1e-5)
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_onnx_is_one_file_that_onnx_runtime_agrees_with(artefact: Path, tmp_path: Path) -> None:
+    (file,) = export(artefact, tmp_path, ["onnx"])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert file.max_difference is not None
+    assert file.max_difference < 1e-4
+
+
+def test_an_export_that_computes_something_else_is_removed(
+    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = exporting._checked
+
+    def with_wrong_logits(
+        network: nn.Module, exported: Callable[[Tensor], Tensor], shape: tuple[int, ...], path: Path
+    ) -> float:
+        return checked(network, lambda images: exported(images) + 1.0, shape, path)
+
+    monkeypatch.setattr(exporting, "_checked", with_wrong_logits)
+    with pytest.raises(ExportError, match=r"the logits of .*model\.pt2 differ"):
+        export(artefact, tmp_path, ["pt2"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_use_is_named(artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnknownNameError, match="unknown export format 'onxn'; did you mean 'onnx'"):
+        export(artefact, tmp_path, ["onxn"])
+    with pytest.raises(OptionError, match="must not overwrite its source"):
+        export(artefact, artefact)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="must be a writable folder"):
+        export(artefact, tmp_path / "file")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(OptionError, match=r"onnxruntime, which are not installed; pip install 'evoprune\[onnx\]'"):
+        export(artefact, tmp_path / "out", ["onnx"])
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,7 @@
 """Costs of whole populations in closed form: sums of products of two linear forms of the genes.
 
-A layer's MACs are ``positions * n_out * n_in`` and a parameter's size is ``rest * n_0 * n_1``, where each count is linear in
-the genome. Since all genes of a group weigh the same, only the kept *counts per group* matter.
+A layer's MACs are ``positions * n_out * n_in`` and a parameter's size is ``rest * n_0 * n_1``, where each count is
+linear in the genome. Since all genes of a group weigh the same, only the kept *counts per group* matter.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def build_costs(
 ) -> tuple[ProductCost, ProductCost]:
     """Return the MACs and the parameter count of a network as functions of a genome.
 
-    One MAC is one multiply-add of a convolution, linear layer or matrix product; biases, norms and activations are free.
+    One MAC is one multiply-add of a convolution, linear layer or matrix product; biases, norms and activations are
+    free.
 
     Args:
         genes: Genes and groups.

@@ -1,7 +1,7 @@
 """The errors of all three packages, rooted in the lowest layer so that one ``except`` clause catches them all.
 
-Every error is also the builtin that a caller would expect, and every message states the rule that was broken, the values
-that broke it, the place, and a remedy.
+Every error is also the builtin that a caller would expect, and every message states the rule that was broken, the
+values that broke it, the place, and a remedy.
 """
 
 from __future__ import annotations

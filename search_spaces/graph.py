@@ -7,6 +7,8 @@ plain data (names, constants, references), so that it can be inspected, printed 
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import operator
 import signal
 import threading
@@ -54,6 +56,8 @@ VIEW_OPERATORS = frozenset(
         "view_as",
     ]
 )
+
+_EXPORT_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch.export")
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,8 @@ class NetworkGraph:
 def time_limit(seconds: float, doing: str) -> Iterator[None]:
     """Raise :class:`TraceError` when the block takes longer than ``seconds``.
 
-    Works by an interval timer, hence only in the main thread of a POSIX process; elsewhere the block runs without limit.
+    Works by an interval timer, hence only in the main thread of a POSIX process; elsewhere the block runs without
+    limit.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
@@ -147,8 +152,8 @@ def time_limit(seconds: float, doing: str) -> Iterator[None]:
 
     def expire(_signum: int, _frame: FrameType | None) -> None:
         raise TraceError(
-            f"{doing} must end within time_limit_s={seconds:g} s, but did not; raise the limit, or pass a network without "
-            "loops that unroll"
+            f"{doing} must end within time_limit_s={seconds:g} s, but did not; raise the limit, or pass a network "
+            "without loops that unroll"
         )
 
     previous = signal.signal(signal.SIGALRM, expire)
@@ -187,13 +192,14 @@ def export_graph(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> 
         example_input: ``(batch, ...)`` tensor, or a sequence of such.
 
     Raises:
-        TraceError: The network cannot be exported (data-dependent control flow, unsupported operator, an error of its own).
+        TraceError: The network cannot be exported (data-dependent control flow, unsupported operator, an error of its
+            own).
     """
     inputs = as_inputs(example_input)
     doubled = tuple(torch.cat([value, value]) if value.shape[0] == 1 else value for value in inputs)
     dynamic = tuple({0: Dim.DYNAMIC} for _ in doubled)
     program: ExportedProgram | None = None
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _quiet_export():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(model, doubled, dynamic_shapes=dynamic)
@@ -214,6 +220,21 @@ def export_graph(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> 
     return _flatten(model, program, is_dynamic)
 
 
+@contextlib.contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Keep the logs of a failed attempt off the user's terminal; the error that follows says all that matters."""
+    loggers = [logging.getLogger(name) for name in _EXPORT_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with contextlib.redirect_stderr(io.StringIO()):  # torch prints the half-made graph of a failed attempt
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _export_failure(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
@@ -221,8 +242,8 @@ def _export_failure(model: nn.Module, inputs: tuple[Tensor, ...], error: Excepti
     shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
     return (
         f"{type(model).__name__} could not be traced with input {shapes}: {type(error).__name__}: {first}"
-        f"{f' ({place})' if place else ''}; a network is traceable when torch.export accepts it: no branch or loop that "
-        "depends on values, tensors in and out, and an input of the right shape"
+        f"{f' ({place})' if place else ''}; a network is traceable when torch.export accepts it: no branch or loop "
+        "that depends on values, tensors in and out, and an input of the right shape"
     )
 
 

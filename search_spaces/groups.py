@@ -184,7 +184,7 @@ def build_genes(provenance: Provenance, rules: GroupRules) -> Genes:
     order_of_ids = np.argsort(classes, kind="stable")
     bounds = np.searchsorted(classes[order_of_ids], np.arange(n_classes + 1))
     ids_of_gene: list[IntArray] = [np.empty(0, np.int64)] * start
-    for index in np.flatnonzero(gene_of_class != KEPT):
+    for index in np.flatnonzero(gene_of_class != KEPT).tolist():
         ids_of_gene[gene_of_class[index]] = order_of_ids[bounds[index] : bounds[index + 1]]
     return Genes(
         groups=tuple(groups),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def masked(model: nn.Module, space: SearchSpace, genome: BoolArray) -> Iterator[nn.Module]:
     """Yield ``model`` with every consumer of a removed channel zeroed on that input slice; restored on any exit.
 
-    Zeroing what *reads* a channel removes its effect exactly, whatever batch norm and non-linearity made of it on the way;
-    zeroing what makes it would leak the batch norm's beta. The forward pass keeps the dense shapes and cost.
+    Zeroing what *reads* a channel removes its effect exactly, whatever batch norm and non-linearity made of it on the
+    way; zeroing what makes it would leak the batch norm's beta. The forward pass keeps the dense shapes and cost.
 
     Args:
         model: The network that ``space`` was traced from. Changed in place inside the block only.

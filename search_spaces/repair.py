@@ -1,8 +1,8 @@
 """Repair: the nearest feasible genome, for a whole population at once.
 
-Within a group only the *order* of the genes matters, and across groups only how many are kept. So each group is sorted once
-(kept genes first, then by priority), one threshold per individual is found by bisection such that the budget holds, and the
-slack that is left is filled gene by gene.
+Within a group only the *order* of the genes matters, and across groups only how many are kept. So each group is sorted
+once (kept genes first, then by priority), one threshold per individual is found by bisection such that the budget
+holds, and the slack that is left is filled gene by gene.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def check_reachable(lattice: Lattice, limits: Sequence[Limit]) -> None:
         if limit.at_most < least:
             raise BudgetError(
                 f"the {limit.cost.unit} budget must lie within the reachable range [{least:,}, {most:,}] "
-                f"({least / most:.4f} to 1 of the dense network), but got {limit.at_most:,} ({limit.at_most / most:.4f}); "
-                "raise the budget, lower min_channels or protect fewer layers"
+                f"({least / most:.4f} to 1 of the dense network), but got {limit.at_most:,} "
+                f"({limit.at_most / most:.4f}); raise the budget, lower min_channels or protect fewer layers"
             )
 
 
@@ -98,8 +98,9 @@ def repair(
         lattice: Allowed kept counts per group.
         limits: All must hold; none given leaves only the lattice to be met, without refilling.
         rng: Breaks ties and, without ``scores``, picks the genes.
-        scores: ``(n_genes,)`` or ``(n, n_genes)``, larger = more wanted, comparable across groups as a gain for the whole
-            network: genes are dropped by least score per unit of cost. Without scores every gene is as likely as any other.
+        scores: ``(n_genes,)`` or ``(n, n_genes)``, larger = more wanted, comparable across groups as a gain for the
+            whole network: genes are dropped by least score per unit of cost. Without scores every gene is as likely as
+            any other.
 
     Raises:
         BudgetError: A limit cannot be met by any genome.
@@ -170,7 +171,7 @@ def _excess(counts: IntArray, limits: Sequence[Limit]) -> BoolArray:
 def _reach(
     ranked: npt.NDArray[np.float32], low: IntArray, high: IntArray, threshold: FloatArray, lattice: Lattice
 ) -> IntArray:
-    """Return how far each group may be kept, within ``[low, high]``, so that genes behind ``low`` reach ``threshold``."""
+    """Return how far each group may be kept, in ``[low, high]``, so that genes behind ``low`` reach ``threshold``."""
     low, high = low.copy(), high.copy()
     rows = np.arange(len(ranked))[:, None]
     while (low < high).any():

@@ -322,6 +322,6 @@ class SearchSpace:
         """Replace the residual branches that ``genome`` switches off inside the sliced network ``small``."""
 
     @contextlib.contextmanager
-    def silenced_blocks(self, model: nn.Module, genome: BoolArray) -> Iterator[None]:
+    def silenced_blocks(self, model: nn.Module, genome: BoolArray) -> Iterator[None]:  # noqa: ARG002
         """Make the residual branches that ``genome`` switches off return zero while the block lasts."""
         yield

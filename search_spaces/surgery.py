@@ -32,8 +32,8 @@ _NORMS = (
 def prune_model(model: nn.Module, space: SearchSpace, genome: BoolArray) -> nn.Module:
     """Return a new network of the same class that holds only the kept slices of every parameter and buffer.
 
-    The new network has its own storage, the mode, device and dtype of ``model``, and attributes such as ``out_channels`` that
-    fit its weights. ``model`` is not changed. Gradients are not copied.
+    The new network has its own storage, the mode, device and dtype of ``model``, and attributes such as
+    ``out_channels`` that fit its weights. ``model`` is not changed. Gradients are not copied.
 
     Args:
         model: The network that ``space`` was traced from, or one with the same parameters.

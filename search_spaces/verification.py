@@ -65,11 +65,11 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
         for tensor in model.parameters():
             if tensor.is_floating_point():
                 _fill(tensor, generator)
-        for name, tensor in model.named_buffers():
+        for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
             elif name.endswith("running_var"):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
 
 
 def _fill(tensor: Tensor, generator: torch.Generator) -> None:

@@ -62,7 +62,7 @@ class SpaceRecord(_Record):
     round_to: int = 1
     fingerprint: str
 
-    def trace(self, model: nn.Module, input_shape: tuple[int, int, int]) -> SearchSpace:
+    def trace(self, model: nn.Module, input_shape: tuple[int, int, int], *, verify: bool = True) -> SearchSpace:
         """Return the space of ``model`` under these arguments."""
         return SearchSpace.trace(
             model,
@@ -71,6 +71,7 @@ class SpaceRecord(_Record):
             only=self.only,
             min_channels=self.min_channels,
             round_to=self.round_to,
+            verify=verify,
         )
 
 
@@ -100,6 +101,7 @@ class Description(_Record):
         std: Their standard deviation.
         seed: Master seed of the run.
         data: Name and content hash of the images.
+        added_biases: Layers without a bias in the dense network that were given one by compensation.
         finetuned_epochs: Epochs trained after surgery; 0 where no gradient step was taken.
         versions: Of evoprune and of what it computed with.
     """
@@ -114,6 +116,7 @@ class Description(_Record):
     std: tuple[float, ...]
     seed: int
     data: dict[str, str] = {}
+    added_biases: tuple[str, ...] = ()
     finetuned_epochs: int = 0
     versions: dict[str, str] = {}
 
@@ -139,6 +142,12 @@ def record_cost(space: SearchSpace, genome: BoolArray) -> CostRecord:
         n_params=int(space.n_params(genome[None])[0]),
         n_params_dense=int(space.n_params_dense),
     )
+
+
+def added_biases(network: nn.Module, dense: nn.Module) -> tuple[str, ...]:
+    """Return the layers of the small ``network`` that have a bias where those of the ``dense`` one have none."""
+    added = sorted(network.state_dict().keys() - dense.state_dict().keys())
+    return tuple(name.removesuffix(".bias") for name in added if name.endswith(".bias"))
 
 
 def save_artefact(path: str | Path, network: nn.Module, description: Description) -> Path:
@@ -225,8 +234,11 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{path / WEIGHTS_FILE} cannot be read ({error}); restore the artefact") from error
     try:
+        for layer in description.added_biases:
+            bias = nn.Parameter(torch.empty_like(tensors[f"{layer}.bias"]))
+            network.get_submodule(layer).register_parameter("bias", bias)
         network.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, AttributeError) as error:
         raise ArtefactError(f"{path / WEIGHTS_FILE} does not fit the network in {DESCRIPTION_FILE}: {error}") from error
     return network.eval()
 
@@ -248,7 +260,10 @@ def rebuild_structure(
                 "pass the dense network: `evoprune.load(path, model=...)`"
             )
         model = build_model(record.name, record.n_classes, record.args, record.input_shape)
-    space = description.space.trace(model, record.input_shape)
+    # A space with the recorded fingerprint was verified when the run began; any other is verified now.
+    space = description.space.trace(model, record.input_shape, verify=False)
+    if space.fingerprint != description.space.fingerprint:
+        space = description.space.trace(model, record.input_shape)
     genome = _genome_of(description, space, place)
     return prune_model(model, space, genome)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from evoprune.artefact import (
     Description,
     ModelRecord,
     SpaceRecord,
+    added_biases,
     load,
     read_description,
     record_cost,
@@ -74,6 +76,24 @@ def test_loading_gives_the_saved_network(artefact: tuple[Path, nn.Module, Descri
     assert sum(p.numel() for p in loaded.parameters()) == description.cost.n_params
     assert not loaded.training
     assert read_description(folder) == description
+
+
+def test_a_bias_that_compensation_added_comes_back(
+    artefact: tuple[Path, nn.Module, Description], tmp_path: Path
+) -> None:
+    _, small, description = artefact
+    dense = build_model("resnet20")
+    assert added_biases(small, dense) == ()
+    changed = copy.deepcopy(small)
+    changed.conv1.bias = nn.Parameter(torch.randn(changed.conv1.out_channels))
+    assert added_biases(changed, dense) == ("conv1",)
+    save_artefact(tmp_path / "best", changed, description.model_copy(update={"added_biases": ("conv1",)}))
+    images = torch.randn(2, *SHAPE)
+    with torch.inference_mode():
+        assert torch.equal(load(tmp_path / "best")(images), changed(images))
+    save_artefact(tmp_path / "best", small, description.model_copy(update={"added_biases": ("conv1",)}))
+    with pytest.raises(ArtefactError, match="does not fit the network"):
+        load(tmp_path / "best")
 
 
 def test_only_the_two_files_are_left_behind(artefact: tuple[Path, nn.Module, Description]) -> None:

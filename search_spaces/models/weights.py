@@ -77,7 +77,11 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise WeightsError(f"weight file {path} does not exist or is not a file; check --weights")
     try:
-        return load_file(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+        with path.open("rb") as file:
+            start = file.read(9)
+        if path.suffix == ".safetensors" or start[8:] == b"{":  # eight bytes of length, then the JSON header
+            return load_file(path)
+        return _read_checkpoint(path, is_zip=start.startswith(b"PK\x03\x04"))
     except SafetensorError as error:
         raise WeightsError(
             f"{path} is no complete safetensors file ({error}); it may be truncated or of another kind, fetch it again"
@@ -86,9 +90,7 @@ def _read(path: Path) -> Any:
         raise WeightsError(f"{path} could not be read: {error}") from error
 
 
-def _read_checkpoint(path: Path) -> Any:
-    with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
+def _read_checkpoint(path: Path, *, is_zip: bool) -> Any:
     if is_zip and not zipfile.is_zipfile(path):
         raise WeightsError(f"{path} is no complete torch checkpoint: the end of the file is missing, fetch it again")
     try:

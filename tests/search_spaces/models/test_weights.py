@@ -40,10 +40,11 @@ def contiguous(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.contiguous() for key, value in model.state_dict().items()}
 
 
-def test_safetensors_round_trip(trained: nn.Module, fresh: nn.Module, tmp_path: Path) -> None:
-    save_file(contiguous(trained), tmp_path / "w.safetensors")
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin"])
+def test_safetensors_round_trip(trained: nn.Module, fresh: nn.Module, tmp_path: Path, name: str) -> None:
+    save_file(contiguous(trained), tmp_path / name)
     assert hash_weights(fresh) != hash_weights(trained)
-    load_weights(fresh, tmp_path / "w.safetensors")
+    load_weights(fresh, tmp_path / name)
     assert hash_weights(fresh) == hash_weights(trained)
 
 

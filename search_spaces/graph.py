@@ -95,6 +95,21 @@ class Operation:
         packet = getattr(self.target, "overloadpacket", None)
         return str((packet or self.target).__name__)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields with the operator under its name, since ATen overloads cannot be pickled."""
+        target: Any = self.target
+        packet = getattr(target, "overloadpacket", None)
+        name = None if packet is None else (packet._qualified_op_name, target._overloadname)
+        return {**self.__dict__, "target": name or target}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Look the operator up again."""
+        if isinstance(state["target"], tuple):
+            qualified, overload = state["target"]
+            namespace, bare = qualified.split("::")
+            state = {**state, "target": getattr(getattr(getattr(torch.ops, namespace), bare), overload)}
+        self.__dict__.update(state)
+
     def refs(self) -> Iterator[str]:
         """Yield the names of all values that the operation reads, in order of appearance."""
         stack: list[Any] = [*reversed([*self.args, *self.kwargs.values()])]

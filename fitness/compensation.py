@@ -1,0 +1,265 @@
+"""Compensation: closed-form least-squares updates of the weights that remain. No gradient step is taken.
+
+For a layer that lost input channels the remaining weights are solved anew such that its output comes close to the *dense*
+layer's output. The sequential form takes its regressors from the *pruned* network, layer by layer, so that it also corrects
+what earlier layers did; where the result is added to a shortcut, the target absorbs the drift of that shortcut.
+
+Sources: the layer problem is L-OBS / the GA two-step paper (arXiv 1805.11394, our reading, ``W_K + W_R H_RK H_KK^-1``);
+regressors from the pruned network and the shortcut's drift are ours.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitness.program import FoldedLayer, Program, SlicedTensors, keep_mask
+from search_spaces.genome import BoolArray
+from search_spaces.graph import Ref
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CompensationOptions:
+    """How a solve is done.
+
+    Attributes:
+        n_positions: Output positions sampled per image and layer; all of them where a map has fewer.
+        damping: Ridge on the *change* of the weights, relative to the mean squared regressor.
+        max_regressors: Layers with more input weights per output are solved in the sample space instead.
+        every_layer: Also re-solve layers that lost no input channel.
+    """
+
+    n_positions: int = 32
+    damping: float = 1e-3
+    max_regressors: int = 6000
+    every_layer: bool = False
+
+
+def sample_positions(shape: Sequence[int], n_positions: int, generator: torch.Generator) -> Tensor:
+    """Return flat output positions ``(batch, n)`` for maps of ``shape`` ``(batch, channels, ...)``, sorted, distinct."""
+    batch, total = shape[0], int(np.prod(shape[2:]))
+    if total <= n_positions:
+        return torch.arange(total).expand(batch, total)
+    keys = torch.rand((batch, total), generator=generator)
+    return keys.topk(n_positions, dim=1).indices.sort(dim=1).values
+
+
+def gather_outputs(value: Tensor, positions: Tensor) -> Tensor:
+    """Return ``(batch * n, channels)`` float32 rows of ``value`` ``(batch, channels, ...)`` at flat ``positions``."""
+    if value.ndim == 2:
+        return value.float()
+    batch, channels = value.shape[:2]
+    rows = value.movedim(1, -1).reshape(-1, channels)
+    offsets = torch.arange(batch).unsqueeze(1) * (rows.shape[0] // batch)
+    return rows.index_select(0, (positions + offsets).reshape(-1)).float()
+
+
+def gather_patches(layer: FoldedLayer, value: Tensor, positions: Tensor, output_width: int) -> Tensor:
+    """Return the regressors of a 2-d convolution or linear layer at sampled output positions.
+
+    Args:
+        layer: Gives kernel, stride, padding and dilation.
+        value: The layer's input, ``(batch, channels, height, width)`` or ``(..., features)``.
+        positions: ``(batch, n)`` flat output positions.
+        output_width: Width of the output map.
+
+    Returns:
+        ``(batch * n, kernel * channels)`` float32; the channel is the fastest dimension.
+    """
+    if not layer.kernel:
+        return value.reshape(-1, value.shape[-1]).float()
+    if layer.kernel == (1, 1) and layer.padding == (0, 0) and layer.stride == (1, 1):
+        return gather_outputs(value, positions)
+    batch, channels, height, width = value.shape
+    (pad_y, pad_x), (step_y, step_x), (gap_y, gap_x) = layer.padding, layer.stride, layer.dilation
+    padded = value.new_zeros((batch, height + 2 * pad_y, width + 2 * pad_x, channels))
+    padded[:, pad_y : pad_y + height, pad_x : pad_x + width] = value.permute(0, 2, 3, 1)
+    row = padded.shape[2]
+    rows, columns = positions // output_width, positions % output_width
+    origin = rows * (step_y * row) + columns * step_x
+    origin = origin + torch.arange(batch).unsqueeze(1) * (padded.shape[1] * row)
+    taps = torch.arange(layer.kernel[0]).unsqueeze(1) * (gap_y * row) + torch.arange(layer.kernel[1]) * gap_x
+    index = origin.unsqueeze(-1) + taps.reshape(-1)
+    patches = padded.reshape(-1, channels).index_select(0, index.reshape(-1))
+    return patches.reshape(-1, taps.numel() * channels).float()
+
+
+def to_rows(weight: Tensor) -> Tensor:
+    """Return a weight ``(out, in, ...)`` as ``(out, kernel * in)`` with the input channel fastest."""
+    return weight.movedim(1, -1).reshape(weight.shape[0], -1)
+
+
+def from_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """Undo :func:`to_rows` for a weight shaped as ``like``."""
+    return rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1).contiguous()
+
+
+def solve_update(regressors: Tensor, residual: Tensor, damping: float, has_bias: bool = True) -> Tensor | None:
+    """Return the ridge update of weights and bias that explains ``residual``.
+
+    Args:
+        regressors: ``(n, k)`` float32.
+        residual: ``(n, out)``: what the present weights leave unexplained.
+        damping: Relative to the mean squared regressor; the bias column is not damped.
+        has_bias: Whether a bias is solved along; it stays 0 otherwise.
+
+    Returns:
+        ``(out, k + 1)``, the bias last, or ``None`` where the system is not positive definite in float32.
+    """
+    n, k = regressors.shape
+    mean_x, mean_r = regressors.mean(0), residual.mean(0)
+    if not has_bias:
+        mean_x, mean_r = torch.zeros_like(mean_x), torch.zeros_like(mean_r)
+    gram = (regressors.T @ regressors).div_(n) - torch.outer(mean_x, mean_x)
+    moment = (regressors.T @ residual).div_(n) - torch.outer(mean_x, mean_r)
+    ridge = damping * float(gram.diagonal().mean()) + 1e-12
+    gram.diagonal().add_(ridge)
+    factor, info = torch.linalg.cholesky_ex(gram)
+    if int(info) != 0:
+        return None
+    update = torch.cholesky_solve(moment, factor).T
+    bias = mean_r - update @ mean_x
+    result = torch.cat([update, bias.unsqueeze(1)], dim=1)
+    return result if bool(torch.isfinite(result).all()) else None
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What one layer should produce at its sampled positions.
+
+    Attributes:
+        rows: ``(n, out)`` dense outputs, or dense sums where ``partner`` is set.
+        positions: ``(batch, n_positions)``.
+        output_width: Width of the output map.
+        partner: Name of the value that is added to the layer's output, whose drift the layer absorbs.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    output_width: int
+    partner: str | None
+
+
+class SequentialCompensation:
+    """Re-solves the layers of sliced networks in order, from the pruned network's own activations.
+
+    The dense targets are computed once; each call runs the pruned network once over the calibration images.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        inputs: Tensor,
+        options: CompensationOptions = CompensationOptions(),
+        seed: int = 0,
+    ) -> None:
+        """Run the dense network once and keep its outputs at sampled positions.
+
+        Args:
+            program: The folded network.
+            inputs: ``(n, ...)`` calibration images, normalised, in the dtype that networks are run in.
+            options: How to solve.
+            seed: Of the sampled positions.
+        """
+        self.program = program
+        self.inputs = inputs
+        self.options = options
+        self.targets: dict[str, _Target] = {}
+        self._collect(seed)
+
+    def _collect(self, seed: int) -> None:
+        program = self.program
+        partners = shortcut_partners(program)
+        generator = torch.Generator().manual_seed(seed)
+        wanted: dict[str, list[str]] = {}
+        for layer in program.layer_order():
+            if layer.is_solvable:
+                wanted.setdefault(partners.get(layer.name, (layer.name, ""))[0], []).append(layer.name)
+
+        def record(name: str, value: Any) -> None:
+            for layer_name in wanted.get(name, ()):
+                positions = (
+                    sample_positions(value.shape, self.options.n_positions, generator)
+                    if value.ndim == 4
+                    else torch.zeros((len(value), 1), dtype=torch.int64)
+                )
+                self.targets[layer_name] = _Target(
+                    rows=gather_outputs(value, positions),
+                    positions=positions,
+                    output_width=value.shape[-1] if value.ndim == 4 else 1,
+                    partner=partners.get(layer_name, ("", None))[1],
+                )
+
+        dense = program.slice(program.space.all_ones()[0]).cast(self.inputs.dtype)
+        with torch.inference_mode():
+            program.run(dense, [self.inputs], on_value=record)
+
+    def __call__(self, genome: BoolArray) -> SlicedTensors:
+        """Return the sliced tensors of ``genome`` in float32, with the solvable layers re-solved."""
+        tensors = self.program.slice(genome)
+        running = tensors.cast(self.inputs.dtype)
+
+        def solve(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
+            target = self.targets.get(layer.name)
+            if target is None or not (self.options.every_layer or self._needs_solve(layer, genome)):
+                return
+            step_input = values[self._input_of[layer.name]]
+            regressors = gather_patches(layer, step_input, target.positions, target.output_width)
+            rows = target.rows[:, torch.from_numpy(np.flatnonzero(keep_mask(layer.out_genes, genome)))]
+            if target.partner is not None:
+                rows = rows - gather_outputs(values[target.partner], target.positions)
+            weight = to_rows(tensors.weights[layer.name])
+            residual = rows - torch.addmm(tensors.biases[layer.name], regressors, weight.T)
+            update = solve_update(regressors, residual, self.options.damping, layer.has_bias)
+            if update is None:
+                _LOGGER.warning("compensation of %s skipped: the regression is ill-conditioned", layer.name)
+                return
+            solved = from_rows(weight + update[:, :-1], tensors.weights[layer.name])
+            tensors.weights[layer.name] = solved
+            tensors.biases[layer.name] = tensors.biases[layer.name] + update[:, -1]
+            running.weights[layer.name] = solved.to(self.inputs.dtype)
+            running.biases[layer.name] = tensors.biases[layer.name].to(self.inputs.dtype)
+
+        with torch.inference_mode():
+            self.program.run(running, [self.inputs], on_layer=solve)
+        return tensors
+
+    @property
+    def _input_of(self) -> dict[str, str]:
+        cached: dict[str, str] | None = getattr(self, "_inputs", None)
+        if cached is None:
+            cached = {
+                step.layer.name: step.operation.args[0].name for step in self.program.steps if step.layer is not None
+            }
+            self._inputs = cached
+        return cached
+
+    def _needs_solve(self, layer: FoldedLayer, genome: BoolArray) -> bool:
+        assert layer.in_genes is not None
+        return not bool(keep_mask(layer.in_genes, genome).all())
+
+
+def shortcut_partners(program: Program) -> dict[str, tuple[str, str]]:
+    """Return, per layer whose output is added to an earlier value, ``(name of the sum, name of that value)``."""
+    order = {step.operation.name: index for index, step in enumerate(program.steps)}
+    readers: dict[str, list[Any]] = {}
+    for step in program.steps:
+        for name in dict.fromkeys(step.operation.refs()):
+            readers.setdefault(name, []).append(step.operation)
+    partners: dict[str, tuple[str, str]] = {}
+    for name in program.layers:
+        using = readers.get(name, [])
+        if len(using) != 1 or using[0].op != "add" or using[0].kwargs.get("alpha", 1) != 1:
+            continue
+        others = [a.name for a in using[0].args[:2] if isinstance(a, Ref) and a.name != name]
+        if len(others) == 1 and order.get(others[0], -1) < order[name]:
+            partners[name] = (using[0].name, others[0])
+    return partners

@@ -1,0 +1,112 @@
+"""The network rung: the sliced, compensated network on images it has not memorised."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fitness.compensation import SequentialCompensation
+from fitness.evaluation import Evaluation
+from fitness.options import FitnessOptions
+from fitness.program import Program, SlicedTensors
+from search_spaces.genome import BoolArray, genome_digest
+
+NETWORK_RUNG = "network"
+
+
+@dataclass(frozen=True)
+class JudgedImages:
+    """What a candidate is judged on.
+
+    Attributes:
+        inputs: ``(n, ...)`` normalised images, in the dtype that networks are run in.
+        soft_labels: ``(n, n_classes)`` label shares.
+        teacher: ``(n, n_classes)`` log-probabilities of the dense network, float32.
+    """
+
+    inputs: Tensor
+    soft_labels: Tensor
+    teacher: Tensor
+
+
+def logits_of(program: Program, tensors: SlicedTensors, inputs: Tensor, batch_size: int) -> Tensor:
+    """Return float32 logits ``(n, n_classes)``; the network runs in the dtype of ``inputs``."""
+    running = tensors.cast(inputs.dtype)
+    with torch.inference_mode():
+        parts = [program.run(running, [part])[program.outputs[0]].float() for part in inputs.split(batch_size)]
+    return torch.cat(parts)
+
+
+def quality(logits: Tensor, images: JudgedImages) -> dict[str, float]:
+    """Return ``kl``, ``cross_entropy``, ``error`` and ``accuracy`` (fractions) of ``logits`` ``(n, n_classes)``."""
+    log_probability = functional.log_softmax(logits, dim=1)
+    kl = functional.kl_div(log_probability, images.teacher, log_target=True, reduction="batchmean")
+    accuracy = float((logits.argmax(dim=1) == images.soft_labels.argmax(dim=1)).float().mean())
+    return {
+        "kl": float(kl),
+        "cross_entropy": float(-(images.soft_labels * log_probability).sum(dim=1).mean()),
+        "error": 1.0 - accuracy,
+        "accuracy": accuracy,
+    }
+
+
+class NetworkEvaluator:
+    """Judges genomes by what the compensated small network predicts."""
+
+    def __init__(
+        self,
+        program: Program,
+        fitness_inputs: Tensor,
+        soft_labels: Tensor,
+        calibration_inputs: Tensor,
+        options: FitnessOptions,
+    ) -> None:
+        """Compute the dense network's predictions and targets once.
+
+        Args:
+            program: The folded network.
+            fitness_inputs: ``(n, ...)`` normalised, in the dtype that candidates run in.
+            soft_labels: ``(n, n_classes)``.
+            calibration_inputs: Likewise, from training data.
+            options: How to judge.
+        """
+        self.program = program
+        self.options = options
+        dense = program.slice(program.space.all_ones()[0])
+        logits = logits_of(program, dense, fitness_inputs, options.batch_size)
+        self.images = JudgedImages(fitness_inputs, soft_labels, functional.log_softmax(logits, dim=1))
+        self.compensate = (
+            SequentialCompensation(program, calibration_inputs, options.solve)
+            if options.compensation == "sequential"
+            else None
+        )
+
+    @property
+    def rungs(self) -> Sequence[str]:
+        """The one rung of this evaluator."""
+        return (NETWORK_RUNG,)
+
+    def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
+        """Return one evaluation per genome, ``(n, n_genes)``; each is independent of the others."""
+        assert rung == NETWORK_RUNG, rung
+        return list(self._judge_each(genomes))
+
+    def _judge_each(self, genomes: BoolArray) -> Iterator[Evaluation]:
+        for genome in genomes:
+            started = time.perf_counter()
+            digest = genome_digest(genome)
+            n_images = len(self.images.inputs)
+            try:
+                tensors = self.compensate(genome) if self.compensate is not None else self.program.slice(genome)
+                logits = logits_of(self.program, tensors, self.images.inputs, self.options.batch_size)
+                metrics = quality(logits, self.images)
+                objective, failure = metrics[self.options.objective], ""
+            except torch.OutOfMemoryError as error:
+                metrics, objective, failure = {}, math.inf, f"out of memory: {error}"
+            yield Evaluation(digest, NETWORK_RUNG, n_images, objective, metrics, time.perf_counter() - started, failure)

@@ -1,0 +1,77 @@
+"""How genomes are judged: objective, images and compensation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fitness.compensation import CompensationOptions
+from search_spaces.errors import OptionError, UnknownNameError
+
+OBJECTIVES = {
+    "kl": "Kullback-Leibler divergence of the dense network's predictions from the candidate's; needs no labels",
+    "cross_entropy": "cross-entropy with the labels",
+    "error": "share of images that are misclassified",
+}
+FITNESS_IMAGES = {
+    "mixture": "augmented, mixup and cutmix images, for networks that have memorised their images",
+    "heldout": "validation images as they are, for networks that were not trained on them",
+}
+COMPENSATIONS = {
+    "sequential": "least squares, layer by layer, from the pruned network's own activations",
+    "recalibrate": "batch-norm statistics estimated anew",
+    "none": "the sliced weights as they are",
+}
+
+
+@dataclass(frozen=True)
+class FitnessOptions:
+    """How genomes are judged.
+
+    Attributes:
+        objective: A name of :data:`OBJECTIVES`; minimised.
+        fitness_images: A name of :data:`FITNESS_IMAGES`.
+        n_fitness_images: Images on which a candidate is judged.
+        n_calibration_images: Training images from which a candidate is compensated.
+        compensation: A name of :data:`COMPENSATIONS`; what a candidate gets before it is judged.
+        solve: How layers are solved.
+        final_calibration_images: Training images for the network that is handed back.
+        final_positions: Output positions per image and layer for it.
+        batch_size: Images per forward pass.
+    """
+
+    objective: Literal["kl", "cross_entropy", "error"] = "kl"
+    fitness_images: Literal["mixture", "heldout"] = "mixture"
+    n_fitness_images: int = 512
+    n_calibration_images: int = 256
+    compensation: Literal["sequential", "recalibrate", "none"] = "sequential"
+    solve: CompensationOptions = field(default_factory=CompensationOptions)
+    final_calibration_images: int = 1024
+    final_positions: int = 256
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        """Check names and counts.
+
+        Raises:
+            UnknownNameError: No such objective, image kind or compensation.
+            OptionError: A count is not positive.
+        """
+        for kind, name, valid in (
+            ("objective", self.objective, OBJECTIVES),
+            ("kind of fitness images", self.fitness_images, FITNESS_IMAGES),
+            ("compensation", self.compensation, COMPENSATIONS),
+        ):
+            if name not in valid:
+                raise UnknownNameError(kind, name, valid)
+        for rule in (
+            "n_fitness_images",
+            "n_calibration_images",
+            "final_calibration_images",
+            "final_positions",
+            "batch_size",
+        ):
+            if getattr(self, rule) < 1:
+                raise OptionError(
+                    f"`{rule} >= 1` must hold, but got {getattr(self, rule)}; leave it out for the default"
+                )

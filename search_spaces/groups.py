@@ -123,6 +123,7 @@ class Genes:
         frozen: What is not offered, by layer and reason.
         slot_genes: ``(tensor name, axis)`` to the gene of each slice, :data:`KEPT` where it always stays.
         pad_genes: Module path of a shrinkable pad to the gene of each output channel.
+        norm_genes: Module path of a norm layer to the gene of each of its channels.
         gene_ids: Provenance ids of each gene, to freeze it later.
     """
 
@@ -130,6 +131,7 @@ class Genes:
     frozen: tuple[FrozenChannels, ...]
     slot_genes: Mapping[tuple[str, int], IntArray]
     pad_genes: Mapping[str, IntArray]
+    norm_genes: Mapping[str, IntArray]
     gene_ids: tuple[IntArray, ...]
 
     @property
@@ -191,6 +193,7 @@ def build_genes(provenance: Provenance, rules: GroupRules) -> Genes:
         frozen=_report(provenance, classes, reasons),
         slot_genes={slot: gene_of_class[classes[ids]] for slot, ids in provenance.slots.items()},
         pad_genes={path: gene_of_class[classes[ids]] for path, ids in provenance.pads.items()},
+        norm_genes={path: gene_of_class[classes[ids]] for path, ids in provenance.norms.items()},
         gene_ids=tuple(ids_of_gene),
     )
 

@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
 
 
 def prune_model(model: nn.Module, space: SearchSpace, genome: BoolArray) -> nn.Module:
@@ -61,6 +52,10 @@ def prune_model(model: nn.Module, space: SearchSpace, genome: BoolArray) -> nn.M
         before, after = int(pad.before), int(pad.after)
         pad.before = int(kept[:before].sum())
         pad.after = int(kept[len(kept) - after :].sum())
+    for path, genes in space.genes.norm_genes.items():
+        norm: Any = small.get_submodule(path)
+        if hasattr(norm, "num_features"):
+            norm.num_features = int(_keep(genes, genome).sum())
     space.remove_blocks(small, genome)
     return small
 
@@ -111,9 +106,5 @@ def _fit_attributes(dense: nn.Module, small: nn.Module) -> None:
                 module.in_channels = module.weight.shape[read] * (module.groups if read == 1 else 1)
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, _NORMS):
-            sized = next((t for t in (module.weight, module.running_mean) if t is not None), None)
-            if sized is not None:
-                module.num_features = sized.shape[0]
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.shape[0]

@@ -166,12 +166,10 @@ def _with_tensor(walk: Walk, operation: Operation, ids: Tensor, other: Value) ->
 def _spatial(walk: Walk, operation: Operation) -> Any:
     value = walk.value(operation.args[0])
     n_dims = SPATIAL[operation.op]
-    if value.ids is None or any(varies(value.ids, value.ids.ndim - 1 - k) for k in range(n_dims)):
-        return walk.opaque(operation, f"operator {operation.op!r} runs across channels")
-    ids = value.ids
-    for dim in range(ids.ndim - n_dims, ids.ndim):
-        ids = ids.narrow(dim, 0, 1)
-    shape = operation.shape or tuple(ids.shape[:-n_dims]) + (1,) * n_dims
+    if value.ids is None:
+        return walk.opaque(operation, f"operator {operation.op!r} on a parameter")
+    ids = walk.uniform(value.ids, range(value.ids.ndim - n_dims, value.ids.ndim), operation)
+    shape = operation.shape or tuple(ids.shape)
     pooled = Value(ids=ids.expand(shape))
     return pooled if operation.shape else [pooled, Value(ids=walk.fixed(shape))]
 

@@ -22,6 +22,7 @@ def _channel_norm(walk: Walk, operation: Operation) -> Any:
     if operation.op == "instance_norm" and any(varies(value.ids, d) for d in range(2, value.ids.ndim)):
         return walk.opaque(operation, "instance norm across channels")
     channel_ids = walk.along(value.ids, 1, operation)
+    walk.result.norms[operation.module] = channel_ids.numpy().astype(np.int64)
     for argument in operation.args[1:5]:
         tensor = walk.value(argument).tensor
         if tensor is not None:
@@ -64,10 +65,8 @@ def _convolution(walk: Walk, operation: Operation) -> Any:
     groups = operation.args[6] if len(operation.args) > 6 else operation.kwargs.get("groups", 1)
     if value.ids is None or weight.tensor is None or not walk.is_whole(weight):
         return walk.opaque(operation, "a convolution with a computed weight")
-    if any(varies(value.ids, dim) for dim in range(2, value.ids.ndim)):
-        return walk.opaque(operation, "a convolution across channels")
     shape = walk.tensor_shapes[weight.tensor]
-    inner = walk.along(value.ids, 1, operation)
+    inner = walk.along(walk.uniform(value.ids, range(2, value.ids.ndim), operation), 1, operation)
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
     kernel = int(np.prod(shape[2:], dtype=np.int64))
     places = value.ids.shape[2:] if transposed else operation.shape[2:]

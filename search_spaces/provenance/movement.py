@@ -136,8 +136,14 @@ def _equal_chunks(walk: Walk, operation: Operation, chunks: Sequence[Tensor]) ->
 
 
 def _equal_parts_of_split_dimensions(walk: Walk, operation: Operation, ids: Tensor) -> None:
-    """A view that splits the channel dimension into (parts, rest) keeps its meaning when every part loses the same."""
+    """Couple what a view that splits the channel dimension into (parts, rest) needs to keep its meaning.
+
+    Where code writes the number of parts, every part must lose the same; where it leaves that number open (-1), whole
+    parts go.
+    """
     target = operation.shape
+    written = walk.plain(operation.args[2 if operation.op == "unflatten" else 1])
+    offset = int(operation.args[1]) % ids.ndim if operation.op == "unflatten" else 0
     for dim in range(ids.ndim):
         if not varies(ids, dim):
             continue
@@ -151,9 +157,9 @@ def _equal_parts_of_split_dimensions(walk: Walk, operation: Operation, ids: Tens
             continue  # merged or unchanged
         rows = narrow_views(ids).movedim(dim, 0)
         rows = rows.reshape(target[axis], size // target[axis], -1)
-        walk.merge(
-            rows[:1].expand_as(rows).reshape(-1), rows.reshape(-1), f"is split by a view {walk.place(operation)}"
-        )
+        is_open = 0 <= axis - offset < len(written) and written[axis - offset] == -1
+        first = rows[:, :1] if is_open else rows[:1]
+        walk.merge(first.expand_as(rows).reshape(-1), rows.reshape(-1), f"is split by a view {walk.place(operation)}")
 
 
 def _check_literal_cut(walk: Walk, operation: Operation, ids: Tensor, results: Sequence[Tensor]) -> None:

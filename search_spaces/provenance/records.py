@@ -64,6 +64,7 @@ class Provenance:
         frozen: Id to the reason for which it is always kept (the first one wins).
         layers: Every convolution and linear call, in order.
         pads: Module path of a shrinkable pad to the ids of its output channels.
+        norms: Module path of a norm layer to the ids of its channels.
         values: Ids per operation, compressed (stride-0 dimensions kept as views).
     """
 
@@ -75,4 +76,5 @@ class Provenance:
     frozen: dict[int, str] = field(default_factory=dict)
     layers: list[LayerRecord] = field(default_factory=list)
     pads: dict[str, IntArray] = field(default_factory=dict)
+    norms: dict[str, IntArray] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)

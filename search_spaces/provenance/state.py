@@ -145,6 +145,16 @@ class Walk:
             first = self.merge(rows[:, :1].expand_as(rows), rows, f"meets other channels {self.place(operation)}")[:, 0]
         return first.clone()
 
+    def uniform(self, ids: Tensor, dims: Iterable[int], operation: Operation) -> Tensor:
+        """Return ``ids`` with each of ``dims`` narrowed to one element; ids that meet along them are coupled."""
+        for dim in dims:
+            if varies(ids, dim):
+                first = narrow_views(ids).narrow(dim, 0, 1)
+                meets = f"meets other channels {self.place(operation)}"
+                ids = self.merge(first.expand_as(narrow_views(ids)), narrow_views(ids), meets)
+            ids = ids.narrow(dim, 0, 1)
+        return ids
+
     def merge(self, left: Tensor, right: Tensor, reason: str) -> Tensor:
         """Return the joint ids of two id tensors of one shape; where one side is fixed, the other is frozen."""
         one_fixed = (left == FIXED) != (right == FIXED)

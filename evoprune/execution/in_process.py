@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
@@ -56,7 +56,7 @@ class InProcessExecutor:
         """Number of threads."""
         return self._n_threads
 
-    def stream(self, genomes: BoolArray, rung: str) -> Iterator[EvaluatedChunk]:
+    def stream(self, genomes: BoolArray, rung: str) -> Generator[EvaluatedChunk, None, None]:
         """Yield evaluations of ``genomes`` ``(n, n_genes)`` in chunks as they finish; see :class:`Executor`."""
         chunks = split_indices(len(genomes), self._n_threads, self._chunk_size)
         futures = {self._pool.submit(evaluate_chunk, self._evaluator, genomes[chunk], rung): chunk for chunk in chunks}

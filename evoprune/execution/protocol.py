@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +38,7 @@ class Executor(Protocol):
     def n_workers(self) -> int:
         """How many genomes are evaluated at the same time."""
 
-    def stream(self, genomes: BoolArray, rung: str) -> Iterator[EvaluatedChunk]:
+    def stream(self, genomes: BoolArray, rung: str) -> Generator[EvaluatedChunk, None, None]:
         """Yield the evaluations of ``genomes`` ``(n, n_genes)`` in chunks as they finish, each row exactly once.
 
         A genome whose evaluation raises, or kills its worker repeatedly, comes back as a failed evaluation. Closing the

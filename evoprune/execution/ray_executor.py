@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ class RayExecutor:
         """Number of actors."""
         return self._n_workers
 
-    def stream(self, genomes: BoolArray, rung: str) -> Iterator[EvaluatedChunk]:
+    def stream(self, genomes: BoolArray, rung: str) -> Generator[EvaluatedChunk, None, None]:
         """Yield evaluations of ``genomes`` ``(n, n_genes)`` in chunks as they finish; see :class:`Executor`."""
         packed, n_genes = np.packbits(genomes, axis=1), genomes.shape[1]
         waiting = deque(split_indices(len(genomes), self._n_workers, self._chunk_size))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from fitness.evaluation import Evaluation
+from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, genome_digest
 
 
@@ -67,3 +71,28 @@ class FakeRecipe:
 
 def make_target(n_genes: int) -> npt.NDArray[np.float32]:
     return (np.random.default_rng(7).random(n_genes) < 0.4).astype(np.float32)
+
+
+class TinyNet(nn.Module):
+    """Three convolutions, two of them coupled by a residual sum, and a classifier: three groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.inner = nn.Conv2d(8, 12, 3, padding=1)
+        self.outer = nn.Conv2d(12, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 17, 1)
+        self.classifier = nn.Linear(17, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(x + self.outer(torch.relu(self.inner(x))))
+        return self.classifier(torch.relu(self.last(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=1)
+def tiny_space() -> SearchSpace:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export warns about its own parts
+        return SearchSpace.trace(TinyNet(), torch.zeros(2, 3, 8, 8))

@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -95,9 +94,9 @@ def test_an_evaluator_that_answers_for_others_is_a_defect(genomes: BoolArray) ->
 def test_an_abandoned_stream_begins_nothing_new(genomes: BoolArray) -> None:
     evaluator = CountingEvaluator(make_target(N_GENES))
     executor = InProcessExecutor(evaluator, 1, chunk_size=1)
-    stream: Iterator[object] = executor.stream(genomes, "network")
+    stream = executor.stream(genomes, "network")
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     executor.close()
     assert len(set(evaluator.seen)) == len(evaluator.seen) <= len(genomes)
 

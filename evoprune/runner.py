@@ -1,0 +1,305 @@
+"""Runs a search: looks up what is known, evaluates the rest, stores, saves, tells, and stops cleanly.
+
+Every finished chunk of evaluations is stored at once and every finished generation is saved. A run that is killed at
+any moment therefore continues with nothing lost but the chunks in flight, and ends as the uninterrupted run does.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from evoprune.callbacks import Callback, EvaluationsFinished, GenerationFinished, SearchStarted
+from evoprune.checkpoint import CheckpointFolder
+from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
+from evoprune.execution.protocol import Executor
+from evoprune.run_directory import RunDirectory
+from evoprune.search import BestGenome, EvaluationRequest, Search, SearchState
+from evoprune.stopping import AnyOf, MaxGenerations, Progress, StopRule
+from fitness.evaluation import Evaluation
+from search_spaces.errors import ExecutionError
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """How a session of a search ended.
+
+    Attributes:
+        status: ``finished`` by a stop rule, or ``interrupted`` by the user.
+        reason: Which rule, or what interrupted.
+        best: The best genome so far; None where the initial population was not judged.
+        generation: The last finished generation.
+        n_evaluations: Evaluations of the whole run, at any rung.
+        n_cached: Requested evaluations that an earlier generation had made.
+        elapsed_s: Seconds of work in all sessions.
+    """
+
+    status: Literal["finished", "interrupted"]
+    reason: str
+    best: BestGenome | None
+    generation: int
+    n_evaluations: int
+    n_cached: int
+    elapsed_s: float
+
+
+def run_search(
+    search: Search,
+    executor: Executor,
+    store: EvaluationStore,
+    run_directory: RunDirectory,
+    *,
+    callbacks: Sequence[Callback] = (),
+    stop: StopRule | Sequence[StopRule] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> SearchOutcome:
+    """Run ``search`` to its end, from the last checkpoint of ``run_directory`` where there is one.
+
+    The first Ctrl-C lets the chunk in flight end, the second abandons it; either way the outcome is ``interrupted`` and
+    the run can be continued by the same call.
+
+    Args:
+        search: A new search; it is restored from the checkpoint.
+        executor: Where genomes are evaluated; stays open.
+        store: Evaluations of this run; stays open.
+        run_directory: Where checkpoints and the log go.
+        callbacks: Listeners, called in order.
+        stop: Rules besides the configured number of generations.
+        clock: Seconds that only grow.
+
+    Raises:
+        ExecutionError: Workers cannot be had, or the whole initial population failed.
+        RunDirectoryError: The run directory cannot be written, or its checkpoint belongs to another search.
+    """
+    extra = (stop,) if not isinstance(stop, Sequence) else tuple(stop)
+    rules = AnyOf((MaxGenerations(search.config.n_generations), *extra))
+    return _Session(search, executor, store, run_directory, tuple(callbacks), rules, clock).run()
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error
+    """Ends a session in the middle of a generation."""
+
+    def __init__(self, status: Literal["finished", "interrupted"], reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class _Session:
+    """One process's share of a run."""
+
+    def __init__(
+        self,
+        search: Search,
+        executor: Executor,
+        store: EvaluationStore,
+        run_directory: RunDirectory,
+        callbacks: tuple[Callback, ...],
+        rules: AnyOf,
+        clock: Callable[[], float],
+    ) -> None:
+        self._search = search
+        self._executor = executor
+        self._store = store
+        self._run_directory = run_directory
+        self._callbacks = callbacks
+        self._rules = rules
+        self._urgent_rules = rules.urgent_part()
+        self._clock = clock
+        self._checkpoints = CheckpointFolder(run_directory.checkpoint_path)
+        self._n_evaluations = 0
+        self._n_cached = 0
+        self._elapsed_before_s = 0.0
+        self._started_at = clock()
+        self._is_interrupted = threading.Event()
+
+    @property
+    def _elapsed_s(self) -> float:
+        return self._elapsed_before_s + self._clock() - self._started_at
+
+    def run(self) -> SearchOutcome:
+        status: Literal["finished", "interrupted"] = "finished"
+        with _first_interrupt_sets(self._is_interrupted):
+            try:
+                self._restore()
+                self._announce()
+                while (reason := self._stop_reason()) is None:
+                    self._step()
+                    self._check_stop()
+            except _Stopped as stopped:
+                status, reason = stopped.status, stopped.reason
+            except KeyboardInterrupt:
+                status, reason = "interrupted", "Ctrl-C"
+        outcome = SearchOutcome(
+            status,
+            reason,
+            self._search.best,
+            self._search.generation,
+            self._n_evaluations,
+            self._n_cached,
+            self._elapsed_s,
+        )
+        self._run_directory.append_log(
+            status,
+            reason=reason,
+            generation=outcome.generation,
+            n_evaluations=outcome.n_evaluations,
+            n_cached=outcome.n_cached,
+            elapsed_s=round(outcome.elapsed_s, 3),
+        )
+        for callback in self._callbacks:
+            callback.on_end(outcome)
+        return outcome
+
+    def _step(self) -> None:
+        """Answer one request of the search, and save where that ends a generation."""
+        request = self._search.ask()
+        if not self._search.tell(self._evaluate(request)):
+            return
+        self._save()
+        best = self._search.best
+        assert best is not None
+        row = dict(self._search.logbook[-1])
+        self._run_directory.append_log(
+            "generation",
+            **row,
+            n_evaluations=self._n_evaluations,
+            n_cached=self._n_cached,
+            elapsed_s=round(self._elapsed_s, 3),
+        )
+        event = GenerationFinished(
+            self._search.generation, row, best, self._n_evaluations, self._n_cached, self._elapsed_s
+        )
+        for callback in self._callbacks:
+            callback.on_generation(event)
+
+    def _evaluate(self, request: EvaluationRequest) -> list[Evaluation]:
+        """Return the evaluations of ``request``, from the store or the executor, and store the new ones."""
+        known = self._store.get_many(request.digests, request.rung)
+        # What a killed session stored for this very request counts as evaluated, as in the run that was not killed.
+        n_earlier = sum(record.generation < request.generation for record in known.values())
+        self._n_cached += n_earlier
+        self._n_evaluations += len(known) - n_earlier
+        placed = {digest: record.evaluation for digest, record in known.items()}
+        self._report(request, tuple(placed.values()), len(placed))
+        missing = np.flatnonzero([digest not in placed for digest in request.digests])
+        if len(missing):
+            genomes = request.genomes[missing]
+            macs, n_params = self._search.space.macs(genomes), self._search.space.n_params(genomes)
+            with closing(self._executor.stream(genomes, request.rung)) as chunks:
+                for chunk in chunks:
+                    records = [
+                        StoredEvaluation(
+                            genomes[i], int(macs[i]), int(n_params[i]), request.generation, int(missing[i]), evaluation
+                        )
+                        for i, evaluation in zip(chunk.indices, chunk.evaluations, strict=True)
+                    ]
+                    self._store.put_many(records)
+                    placed.update((record.evaluation.digest, record.evaluation) for record in records)
+                    self._n_evaluations += len(records)
+                    self._report(request, chunk.evaluations, len(placed))
+                    self._check_stop()
+        if len(placed) != len(request.digests):
+            raise ExecutionError(
+                f"an executor must answer for every genome, but answered for {len(placed)} of {len(request.digests)}; "
+                "this is a defect of the executor"
+            )
+        return [placed[digest] for digest in request.digests]
+
+    def _report(self, request: EvaluationRequest, evaluations: tuple[Evaluation, ...], n_done: int) -> None:
+        event = EvaluationsFinished(
+            request.generation,
+            request.rung,
+            request.role,
+            evaluations,
+            n_done,
+            len(request.digests),
+            self._n_evaluations,
+            self._n_cached,
+            self._elapsed_s,
+        )
+        for callback in self._callbacks:
+            callback.on_evaluations(event)
+
+    def _check_stop(self) -> None:
+        if self._is_interrupted.is_set():
+            raise _Stopped("interrupted", "Ctrl-C")
+        if self._search.generation >= 0:
+            reason = self._urgent_rules.reason(self._progress())
+            if reason is not None:
+                raise _Stopped("finished", reason)
+
+    def _stop_reason(self) -> str | None:
+        """Return why the search ends between two requests; never before there is a best genome to hand back."""
+        return None if self._search.generation < 0 else self._rules.reason(self._progress())
+
+    def _progress(self) -> Progress:
+        return Progress(self._search.generation, self._n_evaluations, self._elapsed_s, self._search.logbook)
+
+    # ------------------------------------------------------------------ beginning and saving
+
+    def _announce(self) -> None:
+        search = self._search
+        event = SearchStarted(
+            self._run_directory.path,
+            search.config.n_generations,
+            search.config.population_size,
+            self._executor.n_workers,
+            search.generation,
+            self._elapsed_before_s,
+        )
+        self._run_directory.append_log(
+            "started" if search.generation < 0 else "resumed",
+            generation=search.generation,
+            seed=search.seed,
+            n_workers=event.n_workers,
+        )
+        for callback in self._callbacks:
+            callback.on_start(event)
+
+    def _restore(self) -> None:
+        checkpoint, skipped = self._checkpoints.load_latest()
+        for reason in skipped:
+            self._run_directory.append_log("warning", message=f"checkpoint passed over: {reason}")
+        if checkpoint is None:
+            return
+        self._search.restore(SearchState(checkpoint.arrays, checkpoint.data["search"]))
+        self._n_evaluations = int(checkpoint.data["n_evaluations"])
+        self._n_cached = int(checkpoint.data["n_cached"])
+        self._elapsed_before_s = float(checkpoint.data["elapsed_s"])
+
+    def _save(self) -> None:
+        state = self._search.state()
+        data = {
+            "search": dict(state.data),
+            "n_evaluations": self._n_evaluations,
+            "n_cached": self._n_cached,
+            "elapsed_s": self._elapsed_s,
+        }
+        self._checkpoints.save(self._search.generation, state.arrays, data)
+
+
+@contextmanager
+def _first_interrupt_sets(event: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C set ``event`` and every further one raise KeyboardInterrupt, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(*_: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,30 @@
+"""The evolutionary search: genomes are proposed, judged elsewhere and told back. No other package imports DEAP."""
+
+from __future__ import annotations
+
+from evoprune.search.config import LadderPlan, SearchConfig
+from evoprune.search.engine import BestGenome, EvaluationRequest, Search, SearchState
+from evoprune.search.feasibility import Repairer, Space
+from evoprune.search.individual import BestIndividuals, Individual
+from evoprune.search.initialisation import InitialShares, initial_population, uniform_genomes
+from evoprune.search.operators import build_toolbox, normalise_scores
+from evoprune.search.randomness import make_generator
+
+__all__ = [
+    "BestGenome",
+    "BestIndividuals",
+    "EvaluationRequest",
+    "Individual",
+    "InitialShares",
+    "LadderPlan",
+    "Repairer",
+    "Search",
+    "SearchConfig",
+    "SearchState",
+    "Space",
+    "build_toolbox",
+    "initial_population",
+    "make_generator",
+    "normalise_scores",
+    "uniform_genomes",
+]

@@ -1,0 +1,120 @@
+"""What a search is told: sizes, rates, budgets, and which rungs of the fidelity ladder it uses for what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from evoprune.search.initialisation import InitialShares
+from search_spaces.errors import OptionError
+
+
+@dataclass(frozen=True)
+class LadderPlan:
+    """Which rung does what. Numbers of different rungs are never compared.
+
+    Attributes:
+        judge: The rung by which individuals survive.
+        screen: A cheap rung that sees ``screen_factor`` times as many offspring as are judged, and picks the best; None
+            judges all offspring.
+        elite: A dear rung for the best ``n_elites`` of every generation, which decides the winner; None leaves that to
+            ``judge``.
+        screen_factor: Offspring made per offspring judged.
+        n_elites: Individuals per generation that the elite rung sees.
+    """
+
+    judge: str
+    screen: str | None = None
+    elite: str | None = None
+    screen_factor: int = 4
+    n_elites: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            OptionError: A rung has two roles, or a number is not positive.
+        """
+        rungs = [rung for rung in (self.screen, self.judge, self.elite) if rung is not None]
+        if len(set(rungs)) != len(rungs):
+            raise OptionError(f"every rung of a ladder plan has one role, but got {rungs}; leave a role out instead")
+        if self.screen_factor < 1 or self.n_elites < 1:
+            raise OptionError(
+                "`screen_factor` and `n_elites` must be at least 1, but got "
+                f"{self.screen_factor} and {self.n_elites}; leave the rung out instead"
+            )
+
+
+def _equal_parts(*names: str) -> Mapping[str, float]:
+    return dict.fromkeys(names, 1.0)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How a global search runs.
+
+    Attributes:
+        budgets: ``macs`` and ``params`` as shares in (0, 1] of the dense cost; None or absent where there is none.
+        ladder: Rungs and their roles.
+        population_size: Survivors per generation (mu).
+        n_offspring: Offspring judged per generation (lambda); ``population_size`` by default.
+        n_generations: Generations after the initial population.
+        p_crossover: Probability that an offspring has two parents.
+        mutations: Relative frequency of the operators ``mutate_<name>``.
+        crossovers: Relative frequency of the operators ``mate_<name>``.
+        mutation_rates: Least and largest share of genes to change. Every individual carries its own rate, drawn between
+            them and inherited with a log-normal factor, so that rates which lead to survivors spread.
+        p_guided: Share of offspring whose repair follows the channel scores; the others are repaired at random.
+        n_best: Size of the halls of fame.
+        min_diversity: Immigrants come when diversity falls below this share of its initial value.
+        immigrant_share: Share of offspring that immigrants replace then.
+        initial: Composition of the initial population.
+    """
+
+    budgets: Mapping[str, float | None]
+    ladder: LadderPlan
+    population_size: int = 24
+    n_offspring: int | None = None
+    n_generations: int = 20
+    p_crossover: float = 0.5
+    mutations: Mapping[str, float] = field(default_factory=lambda: _equal_parts("flip", "swap", "width"))
+    crossovers: Mapping[str, float] = field(default_factory=lambda: _equal_parts("uniform", "groups", "two_point"))
+    mutation_rates: tuple[float, float] = (0.002, 0.1)
+    p_guided: float = 0.5
+    n_best: int = 10
+    min_diversity: float = 0.05
+    immigrant_share: float = 0.2
+    initial: InitialShares = field(default_factory=InitialShares)
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            OptionError: A value is out of its range.
+        """
+        low, high = self.mutation_rates
+        checks = [
+            ("population_size >= 2", self.population_size >= 2, self.population_size),
+            ("n_offspring >= 1", self.n_offspring is None or self.n_offspring >= 1, self.n_offspring),
+            ("n_generations >= 0", self.n_generations >= 0, self.n_generations),
+            ("0 <= p_crossover <= 1", 0 <= self.p_crossover <= 1, self.p_crossover),
+            ("0 < mutation_rates[0] <= mutation_rates[1] <= 1", 0 < low <= high <= 1, self.mutation_rates),
+            ("0 <= p_guided <= 1", 0 <= self.p_guided <= 1, self.p_guided),
+            ("n_best >= 1", self.n_best >= 1, self.n_best),
+            ("0 <= min_diversity <= 1", 0 <= self.min_diversity <= 1, self.min_diversity),
+            ("0 <= immigrant_share <= 1", 0 <= self.immigrant_share <= 1, self.immigrant_share),
+            ("mutations > 0", _are_weights(self.mutations), dict(self.mutations)),
+            ("crossovers > 0", _are_weights(self.crossovers), dict(self.crossovers)),
+        ]
+        for rule, holds, value in checks:
+            if not holds:
+                raise OptionError(f"`{rule}` must hold for a search, but got {value}; leave it out for the default")
+
+    @property
+    def n_judged_offspring(self) -> int:
+        """Offspring judged per generation."""
+        return self.population_size if self.n_offspring is None else self.n_offspring
+
+
+def _are_weights(frequencies: Mapping[str, float]) -> bool:
+    return bool(frequencies) and all(0 < value < float("inf") for value in frequencies.values())

@@ -1,0 +1,487 @@
+"""The search itself, in ask/tell form: it proposes genomes, is told what they are worth, and knows its own state.
+
+    search = Search(space, config, seed=0)
+    while not search.is_finished:
+        request = search.ask()
+        search.tell([evaluate(genome, request.rung) for genome in request.genomes])
+
+Nothing in here evaluates, stores, prints or waits. All randomness is derived from the master seed per stream and
+generation; a search that is restored therefore goes on exactly as the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from deap import base, tools
+
+from evoprune.search.config import SearchConfig
+from evoprune.search.feasibility import Repairer, Space, diversity
+from evoprune.search.individual import BestIndividuals, Individual, make_statistics
+from evoprune.search.initialisation import initial_population
+from evoprune.search.operators import build_toolbox, normalise_scores
+from evoprune.search.randomness import make_generator
+from fitness.evaluation import Evaluation
+from search_spaces.errors import ExecutionError, OptionError, RunDirectoryError, UnknownNameError
+from search_spaces.genome import BoolArray, FloatArray, genome_digest
+
+Role = Literal["screen", "judge", "elite"]
+_N_ATTEMPTS = 12
+_LEARNING_RATE = 0.3  # sigma of the log-normal factor by which a child's mutation rate differs from its parent's
+_STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """Genomes that the search wants to know about; ``(generation, rung)`` is unique within a search.
+
+    Attributes:
+        generation: 0 for the initial population.
+        rung: Rung of the fidelity ladder.
+        role: What the rung is used for.
+        genomes: ``(n, n_genes)``, distinct and feasible; ``n`` may be 0.
+        digests: Identities of the genomes.
+    """
+
+    generation: int
+    rung: str
+    role: Role
+    genomes: BoolArray
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BestGenome:
+    """The best solution so far: ``objective`` is a number of ``rung``."""
+
+    genome: BoolArray
+    digest: str
+    objective: float
+    rung: str
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """A search after a finished generation: plain arrays and JSON values."""
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    data: Mapping[str, Any]
+
+
+@dataclass
+class _Draft:
+    """A generation in the making: offspring and immigrants that are not judged yet."""
+
+    genomes: BoolArray
+    rates: FloatArray
+    n_immigrants: int  # the last rows
+    n_screened: int = 0
+    n_failed: int = 0
+    n_elites: int = 0
+
+
+class Search:
+    """A (mu + lambda) search over a whole genome under budgets, with truncation, elitism and self-adapting rates.
+
+    Args:
+        space: What can be removed and what it costs.
+        config: Sizes, rates, budgets and ladder plan.
+        seed: Master seed, not negative.
+        seeds: ``(m, n_genes)`` genomes to begin with.
+        channel_scores: ``(n_genes,)`` finite numbers, larger = more wanted, compared within groups only; become uniform
+            individuals and mutation priors.
+
+    Attributes:
+        toolbox: DEAP toolbox; register other operators before the first :meth:`ask`.
+        statistics: DEAP statistics over the judged objectives of the population.
+        logbook: DEAP logbook, one row per generation.
+        best_individuals: DEAP hall of fame by the judge rung.
+        elites: DEAP hall of fame by the elite rung; empty without one.
+
+    Raises:
+        BudgetError: A budget is malformed or cannot be reached.
+        OptionError: The space offers nothing to remove, or an argument does not fit it.
+        UnknownNameError: The configuration names an operator that is not on the toolbox (raised by :meth:`ask`).
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        config: SearchConfig,
+        *,
+        seed: int,
+        seeds: BoolArray | None = None,
+        channel_scores: FloatArray | None = None,
+    ) -> None:
+        if space.n_genes == 0:
+            raise OptionError(
+                "a search needs genes, but every channel of the network is frozen; see `evoprune inspect`"
+            )
+        if seed < 0:
+            raise OptionError(f"a seed must not be negative, but got {seed}; give a number such as 0")
+        self.space = space
+        self.config = config
+        self.seed = seed
+        self._repairer = Repairer(space, config.budgets)
+        lattice = self._repairer.lattice
+        self._scores = None if channel_scores is None else normalise_scores(channel_scores, lattice)
+        self._seeds = seeds
+        self.toolbox: base.Toolbox = build_toolbox(lattice, self._scores)
+        self.statistics: tools.Statistics = make_statistics()
+        self.logbook: tools.Logbook = tools.Logbook()
+        self.best_individuals = BestIndividuals(config.n_best)
+        self.elites = BestIndividuals(config.n_best)
+        self._genomes = np.empty((0, space.n_genes), np.bool_)
+        self._objective_values = np.empty((0, 1))
+        self._rates = np.empty(0)
+        self._seen: dict[str, None] = {}  # every digest that was asked for, in order
+        self._elite_seen: dict[str, None] = {}
+        self._initial_diversity = 0.0
+        self._generation = -1
+        self._draft: _Draft | None = None
+        self._request: EvaluationRequest | None = None
+        self._state = self._capture()
+
+    # ------------------------------------------------------------------ what it knows
+
+    @property
+    def generation(self) -> int:
+        """The last finished generation; -1 before the initial population is judged."""
+        return self._generation
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the configured generations are done; asking goes on to be possible."""
+        return self._generation >= self.config.n_generations
+
+    @property
+    def population(self) -> list[Individual]:
+        """The survivors, best first."""
+        return [Individual.of(g, v) for g, v in zip(self._genomes, self._objective_values[:, 0], strict=True)]
+
+    @property
+    def best(self) -> BestGenome | None:
+        """The best by the elite rung where it has judged any, else by the judge rung; None before generation 0 ends."""
+        ladder = self.config.ladder
+        for hall, rung in ((self.elites, ladder.elite), (self.best_individuals, ladder.judge)):
+            if rung is not None and len(hall):
+                return BestGenome(hall[0].genome, hall[0].digest, hall[0].objective, rung)
+        return None
+
+    # ------------------------------------------------------------------ ask and tell
+
+    def ask(self) -> EvaluationRequest:
+        """Return what is to be evaluated next; the same until it is told."""
+        if self._request is None:
+            self._request = self._begin_generation()
+        return self._request
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> bool:
+        """Take the ``evaluations`` of the last request, in its order, and return whether they ended a generation.
+
+        Raises:
+            OptionError: They do not answer the request.
+            ExecutionError: Nothing was asked, or every genome of the initial population failed.
+        """
+        request, draft = self._request, self._draft
+        if request is None or draft is None:
+            raise ExecutionError("`tell` answers `ask`, but nothing was asked; call `ask` first")
+        received = [(evaluation.digest, evaluation.rung) for evaluation in evaluations]
+        expected = [(digest, request.rung) for digest in request.digests]
+        if received != expected:
+            raise OptionError(
+                f"`tell` needs one evaluation per requested genome, in order: {len(expected)} at {request.rung!r}, but "
+                f"got {len(received)}, the first that differs being "
+                f"{next((r for r, e in zip(received, expected, strict=False) if r != e), 'missing')}"
+            )
+        objectives = np.array([evaluation.objective for evaluation in evaluations], np.float64)
+        self._seen.update(dict.fromkeys(request.digests))
+        self._request = None
+        if request.role == "screen":
+            self._screen(draft, objectives)
+            self._request = self._make_request("judge", draft.genomes)
+            return False
+        if request.role == "judge":
+            draft.n_failed = int((~np.isfinite(objectives)).sum())
+            self._judge(draft, objectives, evaluations)
+            candidates = self._elite_candidates()
+            if len(candidates):
+                self._request = self._make_request("elite", candidates)
+                return False
+        else:
+            draft.n_elites = len(request.digests)
+            self._elite_seen.update(dict.fromkeys(request.digests))
+            _update(self.elites, request.genomes, objectives)
+        self._finish_generation(draft)
+        return True
+
+    def _make_request(self, role: Role, genomes: BoolArray) -> EvaluationRequest:
+        rung = getattr(self.config.ladder, role)
+        digests = tuple(genome_digest(genome) for genome in genomes)
+        return EvaluationRequest(self._generation + 1, rung, role, genomes, digests)
+
+    def _begin_generation(self) -> EvaluationRequest:
+        if self._generation < 0:
+            self._draft = self._first_draft()
+            return self._make_request("judge", self._draft.genomes)
+        self._draft = self._next_draft()
+        n_offspring = len(self._draft.genomes) - self._draft.n_immigrants
+        if self.config.ladder.screen is not None and n_offspring > self._n_offspring(self._draft.n_immigrants):
+            return self._make_request("screen", self._draft.genomes[:n_offspring])
+        return self._make_request("judge", self._draft.genomes)
+
+    def _n_offspring(self, n_immigrants: int) -> int:
+        return max(self.config.n_judged_offspring - n_immigrants, 0)
+
+    def _screen(self, draft: _Draft, objectives: FloatArray) -> None:
+        """Keep the best screened offspring, and all immigrants, which a cheap rung would not let in."""
+        order = np.argsort(objectives, kind="stable")[: self._n_offspring(draft.n_immigrants)]
+        kept = np.concatenate([np.sort(order), np.arange(len(objectives), len(draft.genomes))])
+        draft.n_screened = len(objectives)
+        draft.genomes, draft.rates = draft.genomes[kept], draft.rates[kept]
+
+    def _judge(self, draft: _Draft, objectives: FloatArray, evaluations: Sequence[Evaluation]) -> None:
+        """Merge parents and offspring, and let the best survive."""
+        if self._generation < 0 and not np.isfinite(objectives).any():
+            raise ExecutionError(
+                f"at least one genome of the initial population must be evaluated, but all {len(objectives)} failed; "
+                f"the first: {evaluations[0].failure or 'objective is infinite'}"
+            )
+        genomes = np.concatenate([self._genomes, draft.genomes])
+        values = np.concatenate([self._objective_values, objectives[:, None]])
+        rates = np.concatenate([self._rates, draft.rates])
+        survivors = self.toolbox.survive(values, self.config.population_size)
+        self._genomes, self._objective_values, self._rates = genomes[survivors], values[survivors], rates[survivors]
+        _update(self.best_individuals, draft.genomes, objectives)
+        if self._generation < 0:
+            self._initial_diversity = diversity(self._genomes)
+
+    def _elite_candidates(self) -> BoolArray:
+        ladder = self.config.ladder
+        if ladder.elite is None:
+            return self._genomes[:0]
+        best = self._genomes[: ladder.n_elites]
+        return best[[genome_digest(genome) not in self._elite_seen for genome in best]]
+
+    def _finish_generation(self, draft: _Draft) -> None:
+        self._generation += 1
+        best = self.best
+        assert best is not None
+        row = {
+            "gen": self._generation,
+            "nevals": len(draft.genomes),
+            **{name: float(value) for name, value in self.statistics.compile(self.population).items()},
+            "best": self.best_individuals[0].objective,
+            "best_digest": best.digest,
+            "elite_best": self.elites[0].objective if len(self.elites) else None,
+            "n_screened": draft.n_screened,
+            "n_elites": draft.n_elites,
+            "n_failed": draft.n_failed,
+            "n_immigrants": draft.n_immigrants,
+            "diversity": diversity(self._genomes),
+            "mutation_rate": float(np.median(self._rates)),
+        }
+        self.logbook.record(**row)
+        self._draft = None
+        self._state = self._capture()
+
+    # ------------------------------------------------------------------ making offspring
+
+    def _first_draft(self) -> _Draft:
+        rng = make_generator(self.seed, "initialisation")
+        genomes = initial_population(
+            self._repairer,
+            self.config.population_size,
+            rng=rng,
+            scores=self._scores,
+            seeds=self._seeds,
+            shares=self.config.initial,
+        )
+        low, high = np.log(self.config.mutation_rates)
+        return _Draft(genomes, np.exp(rng.uniform(low, high, len(genomes))), n_immigrants=0)
+
+    def _next_draft(self) -> _Draft:
+        generation, config = self._generation + 1, self.config
+        immigrants = self._immigrants(make_generator(self.seed, "immigration", generation))
+        n_wanted = self._n_offspring(len(immigrants))
+        if config.ladder.screen is not None:
+            n_wanted *= config.ladder.screen_factor
+        taken = dict.fromkeys(genome_digest(genome) for genome in immigrants)
+        rng = make_generator(self.seed, "variation", generation)
+        offspring, rates = self._offspring(n_wanted, taken, rng)
+        return _Draft(
+            np.concatenate([offspring, immigrants]),
+            np.concatenate([rates, np.full(len(immigrants), np.sqrt(np.prod(config.mutation_rates)))]),
+            n_immigrants=len(immigrants),
+        )
+
+    def _immigrants(self, rng: np.random.Generator) -> BoolArray:
+        """Return new genomes where diversity is gone: random ones, every other one crossed with a survivor."""
+        n = round(self.config.immigrant_share * self.config.n_judged_offspring)
+        if n == 0 or diversity(self._genomes) >= self.config.min_diversity * self._initial_diversity:
+            return self._genomes[:0]
+        fresh = self._repairer.sample(n, rng=rng)
+        hosts = self._genomes[rng.integers(len(self._genomes), size=n)]
+        crossed = self.toolbox.mate_groups(fresh, hosts, rng=rng)
+        is_crossed = (np.arange(n) % 2 == 1)[:, None]
+        genomes = self._repairer(np.where(is_crossed, crossed, fresh), rng=rng)
+        new = {genome_digest(g): g for g in genomes}
+        kept = [genome for digest, genome in new.items() if digest not in self._seen]
+        return np.stack(kept) if kept else self._genomes[:0]
+
+    def _offspring(
+        self, n_wanted: int, taken: dict[str, None], rng: np.random.Generator
+    ) -> tuple[BoolArray, FloatArray]:
+        """Return at most ``n_wanted`` distinct genomes that were never asked for, with their mutation rates.
+
+        In a space that is nearly exhausted there may be fewer, or none.
+        """
+        genomes: list[BoolArray] = []
+        rates: list[float] = []
+        for _ in range(_N_ATTEMPTS):
+            n_missing = n_wanted - len(genomes)
+            if n_missing == 0:
+                break
+            for child, rate in zip(*self._vary(n_missing, rng), strict=True):
+                digest = genome_digest(child)
+                if digest not in self._seen and digest not in taken:
+                    taken[digest] = None
+                    genomes.append(child)
+                    rates.append(float(rate))
+        return (np.stack(genomes) if genomes else self._genomes[:0]), np.array(rates, np.float64)
+
+    def _vary(self, n: int, rng: np.random.Generator) -> tuple[BoolArray, FloatArray]:
+        """Return ``n`` repaired children of selected parents, and their mutation rates."""
+        config, ranks = self.config, np.arange(len(self._genomes))
+        first = self.toolbox.select(ranks, n, rng=rng)
+        second = self.toolbox.select(ranks, n, rng=rng)
+        inherited = self._rates[first] * np.exp(rng.normal(0, _LEARNING_RATE, n))
+        rates = np.clip(inherited, *config.mutation_rates)
+        crossed = self._genomes[first].copy()
+        has_two_parents = rng.random(n) < config.p_crossover
+        for operator, chosen in self._shared_out("mate", config.crossovers, n, rng):
+            rows = np.flatnonzero(chosen & has_two_parents)
+            crossed[rows] = operator(self._genomes[first[rows]], self._genomes[second[rows]], rng=rng)
+        mutated = crossed.copy()
+        for operator, chosen in self._shared_out("mutate", config.mutations, n, rng):
+            rows = np.flatnonzero(chosen)
+            mutated[rows] = operator(crossed[rows], rates=rates[rows], rng=rng)
+        # Mutated genes are what is being tried: they are repaired last.
+        preference = self._preference(mutated.shape, rng) + 2.0 * (mutated & ~crossed) - 2.0 * (crossed & ~mutated)
+        return self._repairer(mutated, rng=rng, preference=preference), rates
+
+    def _preference(self, shape: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
+        """Return what repair keeps first, in [0, 1]: at random, blended with the channel scores for guided rows."""
+        preference = rng.random(shape)
+        if self._scores is None:
+            return preference
+        weight = rng.random(shape[0]) * (rng.random(shape[0]) < self.config.p_guided)
+        return weight[:, None] * self._scores + (1 - weight[:, None]) * preference
+
+    def _shared_out(
+        self, kind: str, frequencies: Mapping[str, float], n: int, rng: np.random.Generator
+    ) -> list[tuple[Any, BoolArray]]:
+        """Return the operators named in ``frequencies`` with the rows that each gets."""
+        names = list(frequencies)
+        known = [name.removeprefix(f"{kind}_") for name in vars(self.toolbox) if name.startswith(f"{kind}_")]
+        for name in names:
+            if name not in known:
+                raise UnknownNameError(f"operator for `{kind}`", name, known)
+        weights = np.array([frequencies[name] for name in names])
+        drawn = rng.choice(len(names), size=n, p=weights / weights.sum())
+        return [(getattr(self.toolbox, f"{kind}_{name}"), drawn == i) for i, name in enumerate(names)]
+
+    # ------------------------------------------------------------------ state
+
+    def state(self) -> SearchState:
+        """Return the search after its last finished generation.
+
+        A generation in the making is not part of it: asked again, the restored search proposes the same genomes.
+        """
+        return self._state
+
+    def restore(self, state: SearchState) -> None:
+        """Go back (or on) to ``state``, which a search with the same space, configuration and seed has returned.
+
+        Raises:
+            RunDirectoryError: The state is of another version, seed, configuration or space.
+        """
+        expected = self._identity()
+        differing = [name for name, value in expected.items() if state.data.get(name) != value]
+        if differing:
+            raise RunDirectoryError(
+                "a search can only be restored from a state of its own, but these differ: "
+                f"{', '.join(f'{name} (saved {state.data.get(name)}, now {expected[name]})' for name in differing)}; "
+                "restore them, or start a new run"
+            )
+        arrays, data = state.arrays, state.data
+        self._genomes = self._unpack(arrays["genomes"])
+        self._objective_values = np.array(arrays["objective_values"], np.float64)
+        self._rates = np.array(arrays["mutation_rates"], np.float64)
+        self._seen = dict.fromkeys(_unpack_digests(arrays["seen"]))
+        self._elite_seen = dict.fromkeys(_unpack_digests(arrays["elite_seen"]))
+        for hall, name in ((self.best_individuals, "best"), (self.elites, "elite")):
+            hall.clear()
+            _update(hall, self._unpack(arrays[f"{name}_genomes"]), arrays[f"{name}_objectives"])
+        self.logbook = tools.Logbook()
+        for row in data["logbook"]:
+            self.logbook.record(**row)
+        self._initial_diversity = float(data["initial_diversity"])
+        self._generation = int(data["generation"])
+        self._draft = self._request = None
+        self._state = self._capture()
+
+    def _identity(self) -> dict[str, Any]:
+        config = dataclasses.asdict(self.config)
+        del config["n_generations"]  # a finished run may be given more
+        return {"version": _STATE_VERSION, "seed": self.seed, "n_genes": self.space.n_genes, "config": _as_json(config)}
+
+    def _capture(self) -> SearchState:
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "genomes": np.packbits(self._genomes, axis=1),
+            "objective_values": self._objective_values.copy(),
+            "mutation_rates": self._rates.copy(),
+            "seen": _pack_digests(self._seen),
+            "elite_seen": _pack_digests(self._elite_seen),
+        }
+        for hall, name in ((self.best_individuals, "best"), (self.elites, "elite")):
+            genomes = np.array([individual.genome for individual in hall], np.bool_).reshape(-1, self.space.n_genes)
+            arrays[f"{name}_genomes"] = np.packbits(genomes, axis=1)
+            arrays[f"{name}_objectives"] = np.array([individual.objective for individual in hall], np.float64)
+        data = {
+            **self._identity(),
+            "generation": self._generation,
+            "initial_diversity": self._initial_diversity,
+            "logbook": [dict(row) for row in self.logbook],
+        }
+        return SearchState(arrays, data)
+
+    def _unpack(self, packed: npt.NDArray[Any]) -> BoolArray:
+        return np.unpackbits(packed, axis=1, count=self.space.n_genes).astype(np.bool_)
+
+
+def _update(hall: BestIndividuals, genomes: BoolArray, objectives: FloatArray) -> None:
+    """Show the individuals with finite ``objectives`` to ``hall``."""
+    hall.update([Individual.of(g, v) for g, v in zip(genomes, objectives, strict=True) if np.isfinite(v)])
+
+
+def _pack_digests(digests: Mapping[str, None]) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 16)
+
+
+def _unpack_digests(packed: npt.NDArray[Any]) -> list[str]:
+    return [row.tobytes().hex() for row in packed]
+
+
+def _as_json(value: Any) -> Any:
+    """Return ``value`` as it comes back from JSON: mappings as dicts, sequences as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return value

@@ -1,0 +1,154 @@
+"""What the search asks of a space, and repair that leaves the choice of widths to the search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from search_spaces.errors import BudgetError
+from search_spaces.genome import BoolArray, FloatArray, IntArray
+from search_spaces.groups import ChannelGroup
+from search_spaces.repair import Lattice
+
+
+class Space(Protocol):
+    """The part of :class:`search_spaces.SearchSpace` that a search uses."""
+
+    @property
+    def n_genes(self) -> int:
+        """Length of a genome."""
+
+    @property
+    def groups(self) -> Sequence[ChannelGroup]:
+        """Channel groups, in order of their genes."""
+
+    @property
+    def macs_dense(self) -> int:
+        """Multiply-adds of the dense network."""
+
+    @property
+    def n_params_dense(self) -> int:
+        """Parameters of the dense network."""
+
+    def macs(self, genomes: BoolArray) -> IntArray:
+        """Return multiply-adds ``(n,)``."""
+
+    def n_params(self, genomes: BoolArray) -> IntArray:
+        """Return parameters ``(n,)``."""
+
+    def repair(
+        self,
+        genomes: BoolArray,
+        *,
+        macs_budget: float | None = None,
+        params_budget: float | None = None,
+        rng: np.random.Generator,
+        scores: FloatArray | None = None,
+    ) -> BoolArray:
+        """Return feasible genomes near ``genomes``; budgets are shares of the dense cost."""
+
+    def sample(
+        self,
+        *,
+        rng: np.random.Generator,
+        n: int,
+        macs_budget: float | None = None,
+        params_budget: float | None = None,
+    ) -> BoolArray:
+        """Return ``n`` random feasible genomes, diverse in their widths."""
+
+
+class Repairer:
+    """Brings genomes under their budgets, by a preference for genes that ignores what genes cost.
+
+    The space's own repair drops the least score *per unit of cost*, which is right for scores that measure a gain for
+    the whole network. Here widths are what evolves: scores are multiplied by the cost, so that the division cancels and
+    groups shrink alike, whatever their genes cost.
+
+    Args:
+        space: The search space.
+        budgets: ``macs`` and ``params`` as shares in (0, 1] of the dense cost; None or absent where there is none.
+
+    Raises:
+        BudgetError: There is no budget, an unknown one, or one out of its range.
+    """
+
+    def __init__(self, space: Space, budgets: Mapping[str, float | None]) -> None:
+        self.budgets = {name: float(value) for name, value in budgets.items() if value is not None}
+        unknown = self.budgets.keys() - {"macs", "params"}
+        if unknown or not self.budgets or not all(0 < value <= 1 for value in self.budgets.values()):
+            raise BudgetError(
+                "a search needs budgets for `macs` or `params`, each in (0, 1] of the dense cost, but got "
+                f"{dict(budgets)}; give for instance {{'macs': 0.3}}"
+            )
+        self.lattice = Lattice.of(space.groups)
+        self._space = space
+        self._gene_costs = self._costs_per_gene()
+
+    def __call__(
+        self, genomes: BoolArray, *, rng: np.random.Generator, preference: FloatArray | None = None
+    ) -> BoolArray:
+        """Return feasible genomes ``(n, n_genes)``.
+
+        Args:
+            genomes: ``(n, n_genes)``.
+            rng: Breaks ties; without ``preference`` it decides alone.
+            preference: ``(n, n_genes)`` or ``(n_genes,)``, larger = kept or revived first.
+        """
+        scores = None
+        if preference is not None:
+            scores = (preference - preference.min(initial=0.0) + 1.0) * self._gene_costs
+        return self._space.repair(
+            genomes,
+            macs_budget=self.budgets.get("macs"),
+            params_budget=self.budgets.get("params"),
+            rng=rng,
+            scores=scores,
+        )
+
+    def sample(self, n_individuals: int, *, rng: np.random.Generator) -> BoolArray:
+        """Return ``(n_individuals, n_genes)`` random feasible genomes."""
+        return self._space.sample(
+            rng=rng,
+            n=n_individuals,
+            macs_budget=self.budgets.get("macs"),
+            params_budget=self.budgets.get("params"),
+        )
+
+    def is_feasible(self, genomes: BoolArray) -> BoolArray:
+        """Return, per row, whether all budgets hold."""
+        return self.load(genomes) <= 1.0
+
+    def load(self, genomes: BoolArray) -> FloatArray:
+        """Return, per row, the largest share of a budget that is used; at most 1 where all hold."""
+        loads = [cost / limit for cost, limit in self._costs_and_limits(genomes)]
+        return np.max(loads, axis=0)
+
+    def _costs_and_limits(self, genomes: BoolArray) -> list[tuple[IntArray, float]]:
+        pairs = []
+        if "macs" in self.budgets:
+            pairs.append((self._space.macs(genomes), self.budgets["macs"] * self._space.macs_dense))
+        if "params" in self.budgets:
+            pairs.append((self._space.n_params(genomes), self.budgets["params"] * self._space.n_params_dense))
+        return pairs
+
+    def _costs_per_gene(self) -> FloatArray:
+        """Return ``(n_genes,)`` shares of the budgets that one gene of the dense network costs."""
+        dense = np.ones((1, self._space.n_genes), np.bool_)
+        without = np.repeat(dense, len(self.lattice.sizes), axis=0)
+        n_dropped = np.minimum(self.lattice.step, self.lattice.sizes)
+        for row, (start, n) in enumerate(zip(self.lattice.starts, n_dropped, strict=True)):
+            without[row, start : start + n] = False
+        per_group = np.zeros(len(self.lattice.sizes))
+        pairs = zip(self._costs_and_limits(without), self._costs_and_limits(dense), strict=True)
+        for (cost, limit), (cost_dense, _) in pairs:
+            per_group += (cost_dense - cost) / n_dropped / limit
+        return np.repeat(np.maximum(per_group, 1e-30), self.lattice.sizes)
+
+
+def diversity(genomes: BoolArray) -> float:
+    """Return the expected share of genes in which two individuals of ``genomes`` ``(n, n_genes)`` differ."""
+    share = genomes.mean(axis=0)
+    return float((2 * share * (1 - share)).mean())

@@ -1,0 +1,242 @@
+"""Variation and selection on whole arrays of genomes, with an explicit generator.
+
+DEAP's own operators work on one list at a time, draw from the global ``random`` and corrupt arrays; these are
+registered on a DEAP ``Toolbox`` in their place (:func:`build_toolbox`). None of them looks at the budget: repair does.
+
+Mutations take ``genomes`` ``(n, n_genes)`` and ``rates`` ``(n,)``, the share of genes that is to change, and return new
+genomes. Crossovers take two arrays of parents and return one child per row. Replace or add an operator by registering
+it under ``mutate_<name>`` or ``mate_<name>``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from deap import base
+
+from search_spaces.errors import OptionError
+from search_spaces.genome import BoolArray, FloatArray, IntArray
+from search_spaces.repair import Lattice, count_kept
+
+_MAX_SWAPS = 64
+_WIDTH_SIGMA = 0.2
+
+
+def flip(
+    genomes: BoolArray,
+    *,
+    rates: FloatArray,
+    rng: np.random.Generator,
+    p_drop: FloatArray | None = None,
+    p_revive: FloatArray | None = None,
+) -> BoolArray:
+    """Return ``genomes`` with independent bit flips, as many expected drops as revivals.
+
+    Args:
+        genomes: ``(n, n_genes)``.
+        rates: ``(n,)`` expected share of genes that flip, half of them 1 -> 0 and half 0 -> 1, whatever the share kept.
+        rng: Source of randomness.
+        p_drop: ``(n_genes,)`` relative probabilities of 1 -> 0; all equal by default.
+        p_revive: ``(n_genes,)`` relative probabilities of 0 -> 1; all equal by default.
+    """
+    n_genes = genomes.shape[1]
+    wanted = rates[:, None] * n_genes / 2
+    probability = np.zeros(genomes.shape)
+    for is_open, weights in ((genomes, p_drop), (~genomes, p_revive)):
+        share = is_open * (np.ones(n_genes) if weights is None else weights)
+        total = share.sum(axis=1, keepdims=True)
+        probability += share * np.divide(wanted, total, out=np.zeros_like(total), where=total > 0)
+    return genomes ^ (rng.random(genomes.shape) < probability)
+
+
+def swap(
+    genomes: BoolArray,
+    *,
+    rates: FloatArray,
+    rng: np.random.Generator,
+    lattice: Lattice,
+    p_drop: FloatArray | None = None,
+    p_revive: FloatArray | None = None,
+) -> BoolArray:
+    """Return ``genomes`` with kept and dropped genes exchanged inside groups: counts, and so costs, stay.
+
+    Each genome gets at least one exchange and ``rates * n_genes / 2`` in expectation, at most 64. Genomes whose groups
+    are all full or empty come back unchanged. Arguments as in :func:`flip`.
+    """
+    genomes = genomes.copy()
+    n_genes = genomes.shape[1]
+    group_of_gene = np.repeat(np.arange(len(lattice.sizes)), lattice.sizes)
+    n_swaps = np.clip(rng.poisson(rates * n_genes / 2), 1, _MAX_SWAPS)
+    weights_drop = np.ones(n_genes) if p_drop is None else p_drop
+    weights_revive = np.ones(n_genes) if p_revive is None else p_revive
+    for step in range(int(n_swaps.max(initial=0))):
+        rows = np.flatnonzero(n_swaps > step)
+        part = genomes[rows]
+        has_dropped = (count_kept(part, lattice) < lattice.sizes)[:, group_of_gene]
+        dropped = _pick(part & has_dropped, weights_drop, rng)
+        same_group = group_of_gene == group_of_gene[dropped][:, None]
+        revived = _pick(~part & same_group, weights_revive, rng)
+        is_possible = (dropped >= 0) & (revived >= 0)
+        genomes[rows[is_possible], dropped[is_possible]] = False
+        genomes[rows[is_possible], revived[is_possible]] = True
+    return genomes
+
+
+def resize(
+    genomes: BoolArray,
+    *,
+    rates: FloatArray,
+    rng: np.random.Generator,
+    lattice: Lattice,
+    scores: FloatArray | None = None,
+) -> BoolArray:
+    """Return ``genomes`` with one or more groups grown or shrunk by an order of their channels.
+
+    Each genome gets one group and a further ``rates * n_groups`` in expectation; the kept count is multiplied by a
+    log-normal factor (sigma 0.2) and changes by one step at least. Growing revives the best scored dropped genes,
+    shrinking drops the worst scored kept ones; scores are blurred, so that the order is a preference and not a law.
+
+    Args:
+        genomes: ``(n, n_genes)``.
+        rates: ``(n,)``.
+        rng: Source of randomness.
+        lattice: Allowed counts.
+        scores: ``(n_genes,)`` in [0, 1], larger = more wanted; without them the order is random.
+    """
+    n, n_groups = len(genomes), len(lattice.sizes)
+    counts = count_kept(genomes, lattice)
+    is_changed = rng.random((n, n_groups)) < rates[:, None]
+    is_changed[np.arange(n), rng.integers(n_groups, size=n)] = True
+    factor = np.exp(rng.normal(0, _WIDTH_SIGMA, (n, n_groups)))
+    scaled = lattice.floor(np.rint(counts * factor).astype(np.int64))
+    grown = np.maximum(scaled, lattice.above(counts))
+    shrunk = np.minimum(scaled, lattice.floor(counts - lattice.step))
+    counts = np.where(is_changed, np.where(factor > 1, grown, shrunk), counts)
+    preference = rng.random(genomes.shape)
+    if scores is not None:
+        preference = scores + preference * rng.random((n, 1))
+    return with_counts(genomes, np.maximum(counts, lattice.min_keep), preference, lattice)
+
+
+def cross_uniform(first: BoolArray, second: BoolArray, *, rng: np.random.Generator) -> BoolArray:
+    """Return children ``(n, n_genes)`` that take every gene from either parent with equal probability."""
+    return np.where(rng.random(first.shape) < 0.5, first, second)
+
+
+def cross_groups(first: BoolArray, second: BoolArray, *, rng: np.random.Generator, lattice: Lattice) -> BoolArray:
+    """Return children ``(n, n_genes)`` that take every group whole from either parent with equal probability."""
+    from_first = rng.random((len(first), len(lattice.sizes))) < 0.5
+    return np.where(np.repeat(from_first, lattice.sizes, axis=1), first, second)
+
+
+def cross_two_point(first: BoolArray, second: BoolArray, *, rng: np.random.Generator, lattice: Lattice) -> BoolArray:
+    """Return children ``(n, n_genes)``: the first parent, with a run of whole groups from the second."""
+    n_groups = len(lattice.sizes)
+    cuts = np.sort(rng.integers(0, n_groups + 1, (len(first), 2)), axis=1)
+    group = np.arange(n_groups)
+    from_second = (group >= cuts[:, :1]) & (group < cuts[:, 1:])
+    return np.where(np.repeat(from_second, lattice.sizes, axis=1), second, first)
+
+
+def binary_tournament(ranks: IntArray, n_selected: int, *, rng: np.random.Generator) -> IntArray:
+    """Return ``(n_selected,)`` indices, each the better of two different individuals drawn at random.
+
+    Args:
+        ranks: ``(n,)`` with 0 = best; of equal ranks the first drawn wins.
+        n_selected: How many to draw, with replacement.
+        rng: Source of randomness.
+    """
+    n = len(ranks)
+    first = rng.integers(n, size=n_selected)
+    second = (first + rng.integers(1, max(n, 2), size=n_selected)) % n
+    return np.where(ranks[second] < ranks[first], second, first)
+
+
+def truncate(objective_values: FloatArray, n_survivors: int) -> IntArray:
+    """Return the indices of the ``n_survivors`` smallest objectives, best first.
+
+    Args:
+        objective_values: ``(n, n_objectives)``, minimised in lexicographic order; ties keep input order.
+        n_survivors: At most so many are returned; failed individuals (``inf`` in the first objective) only where there
+            is no other.
+    """
+    order = np.lexsort(objective_values.T[::-1])
+    finite = order[np.isfinite(objective_values[order, 0])]
+    return (finite if len(finite) else order)[:n_survivors].astype(np.int64)
+
+
+def build_toolbox(lattice: Lattice, scores: FloatArray | None = None) -> base.Toolbox:
+    """Return a DEAP toolbox with the operators of a search.
+
+    Args:
+        lattice: Groups of the search space.
+        scores: ``(n_genes,)`` in [0, 1] from :func:`normalise_scores`; become mutation priors and the order of widths.
+    """
+    p_drop, p_revive = (None, None) if scores is None else mutation_priors(scores)
+    toolbox = base.Toolbox()
+    toolbox.register("mutate_flip", flip, p_drop=p_drop, p_revive=p_revive)
+    toolbox.register("mutate_uniform_flip", flip)
+    toolbox.register("mutate_swap", swap, lattice=lattice, p_drop=p_drop, p_revive=p_revive)
+    toolbox.register("mutate_width", resize, lattice=lattice, scores=scores)
+    toolbox.register("mate_uniform", cross_uniform)
+    toolbox.register("mate_groups", cross_groups, lattice=lattice)
+    toolbox.register("mate_two_point", cross_two_point, lattice=lattice)
+    toolbox.register("select", binary_tournament)
+    toolbox.register("survive", truncate)
+    return toolbox
+
+
+def mutation_priors(scores: FloatArray, floor: float = 0.1) -> tuple[FloatArray, FloatArray]:
+    """Return relative probabilities ``(p_drop, p_revive)``: ``1 - scores`` and ``scores``, none under ``floor``.
+
+    Args:
+        scores: ``(n_genes,)`` in [0, 1], larger = more wanted.
+        floor: Least probability, so that no change is impossible.
+    """
+    return np.maximum(1 - scores, floor), np.maximum(scores, floor)
+
+
+def normalise_scores(scores: FloatArray, lattice: Lattice) -> FloatArray:
+    """Return the position of each gene within its group by score, in (0, 1), best near 1; ties keep input order.
+
+    Raises:
+        OptionError: ``scores`` is not one finite number per gene.
+    """
+    n_genes = int(lattice.sizes.sum())
+    if scores.shape != (n_genes,) or not np.isfinite(scores).all():
+        raise OptionError(
+            f"channel scores must be {n_genes} finite numbers, one per gene, but got shape {scores.shape} with "
+            f"{int((~np.isfinite(scores)).sum())} that are not finite; check the criterion"
+        )
+    positions = positions_in_groups(scores[None], lattice)[0]
+    return 1 - (positions + 0.5) / np.repeat(lattice.sizes, lattice.sizes)
+
+
+def positions_in_groups(preference: FloatArray, lattice: Lattice) -> IntArray:
+    """Return each gene's place in its group by ``preference`` ``(n, n_genes)``, 0 = most preferred; ties in order."""
+    positions = np.empty(preference.shape, np.int64)
+    for start, size in zip(lattice.starts, lattice.sizes, strict=True):
+        block = slice(start, start + size)
+        order = np.argsort(-preference[:, block], axis=1, kind="stable")
+        np.put_along_axis(positions[:, block], order, np.arange(size)[None], axis=1)
+    return positions
+
+
+def with_counts(genomes: BoolArray, counts: IntArray, preference: FloatArray, lattice: Lattice) -> BoolArray:
+    """Return ``genomes`` changed as little as possible to keep ``counts`` ``(n, n_groups)`` genes per group.
+
+    Args:
+        genomes: ``(n, n_genes)``.
+        counts: Wanted counts.
+        preference: ``(n, n_genes)``, finite: most preferred genes are revived first and dropped last.
+        lattice: Groups.
+    """
+    spread = preference.max(initial=0.0) - preference.min(initial=0.0) + 1.0
+    positions = positions_in_groups(preference + spread * genomes, lattice)
+    return positions < np.repeat(counts, lattice.sizes, axis=1)
+
+
+def _pick(is_open: BoolArray, weights: FloatArray, rng: np.random.Generator) -> IntArray:
+    """Return, per row, one open column drawn in proportion to ``weights``; -1 where none is open."""
+    keys = np.where(is_open, rng.exponential(size=is_open.shape) / weights, np.inf)
+    picked = keys.argmin(axis=1)
+    return np.where(is_open.any(axis=1), picked, -1)

@@ -1,0 +1,190 @@
+"""Operators keep what they promise to keep, use their generator alone, and meet their stated rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evoprune.search.operators import (
+    binary_tournament,
+    build_toolbox,
+    cross_groups,
+    cross_two_point,
+    cross_uniform,
+    flip,
+    mutation_priors,
+    normalise_scores,
+    positions_in_groups,
+    resize,
+    swap,
+    truncate,
+    with_counts,
+)
+from search_spaces.errors import OptionError
+from search_spaces.genome import BoolArray, FloatArray
+from search_spaces.repair import Lattice, count_kept
+
+
+def make_lattice(sizes: list[int], step: int = 1) -> Lattice:
+    size = np.array(sizes, np.int64)
+    starts = np.concatenate([[0], np.cumsum(size)[:-1]]).astype(np.int64)
+    return Lattice(starts, size, np.minimum(step, size), np.full(len(size), step, np.int64))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[BoolArray, Lattice, int]:
+    """A population that respects its lattice, and a seed."""
+    lattice = make_lattice(draw(st.lists(st.integers(1, 9), min_size=1, max_size=5)), draw(st.integers(1, 3)))
+    seed = draw(st.integers(0, 2**32))
+    rng = np.random.default_rng(seed)
+    n = draw(st.integers(1, 6))
+    counts = lattice.floor(rng.integers(0, lattice.sizes + 1, (n, len(lattice.sizes))))
+    shape = (n, int(lattice.sizes.sum()))
+    return with_counts(np.zeros(shape, np.bool_), counts, rng.random(shape), lattice), lattice, seed
+
+
+@settings(deadline=None)
+@given(cases(), st.floats(0.001, 1))
+def test_swap_keeps_counts_and_moves_where_it_can(case: tuple[BoolArray, Lattice, int], rate: float) -> None:
+    genomes, lattice, seed = case
+    changed = swap(genomes, rates=np.full(len(genomes), 1e-9), rng=np.random.default_rng(seed), lattice=lattice)
+    counts = count_kept(genomes, lattice)
+    np.testing.assert_array_equal(count_kept(changed, lattice), counts)
+    can_move = ((counts > 0) & (counts < lattice.sizes)).any(axis=1)
+    np.testing.assert_array_equal((changed != genomes).sum(axis=1), 2 * can_move)
+    many = swap(genomes, rates=np.full(len(genomes), rate), rng=np.random.default_rng(seed), lattice=lattice)
+    np.testing.assert_array_equal(count_kept(many, lattice), counts)
+
+
+@settings(deadline=None)
+@given(cases(), st.floats(0.001, 1), st.booleans())
+def test_resize_stays_on_the_lattice_and_moves_the_least(
+    case: tuple[BoolArray, Lattice, int], rate: float, with_scores: bool
+) -> None:
+    genomes, lattice, seed = case
+    scores = np.random.default_rng(seed).random(genomes.shape[1]) if with_scores else None
+    rates = np.full(len(genomes), rate)
+    changed = resize(genomes, rates=rates, rng=np.random.default_rng(seed), lattice=lattice, scores=scores)
+    counts = count_kept(changed, lattice)
+    np.testing.assert_array_equal(lattice.floor(counts), counts)
+    difference = np.abs(counts - count_kept(genomes, lattice)).sum(axis=1)
+    np.testing.assert_array_equal((changed != genomes).sum(axis=1), difference)
+
+
+@settings(deadline=None)
+@given(cases())
+def test_children_hold_only_genes_of_their_parents(case: tuple[BoolArray, Lattice, int]) -> None:
+    first, lattice, seed = case
+    second = first[::-1]
+    group_of_gene = np.repeat(np.arange(len(lattice.sizes)), lattice.sizes)
+    rng = np.random.default_rng(seed)
+    for cross in (
+        lambda a, b: cross_uniform(a, b, rng=rng),
+        lambda a, b: cross_groups(a, b, rng=rng, lattice=lattice),
+        lambda a, b: cross_two_point(a, b, rng=rng, lattice=lattice),
+    ):
+        child = cross(first, second)
+        assert ((child == first) | (child == second)).all()
+        assert child.dtype == np.bool_
+    for cross in (cross_groups, cross_two_point):
+        child = cross(first, second, rng=rng, lattice=lattice)
+        for group in range(len(lattice.sizes)):
+            genes = group_of_gene == group
+            whole = (child[:, genes] == first[:, genes]).all(1) | (child[:, genes] == second[:, genes]).all(1)
+            assert whole.all()
+
+
+def test_two_points_take_one_run_of_groups() -> None:
+    lattice = make_lattice([3, 1, 4, 2, 5])
+    shape = (500, 15)
+    child = cross_two_point(np.ones(shape, bool), np.zeros(shape, bool), rng=np.random.default_rng(0), lattice=lattice)
+    from_second = count_kept(~child, lattice) > 0
+    n_borders = (np.diff(np.pad(from_second, ((0, 0), (1, 1))).astype(int), axis=1) != 0).sum(axis=1)
+    assert set(n_borders.tolist()) <= {0, 2}
+    assert from_second.mean() == pytest.approx(7 / 18, abs=0.05)  # E|a - b| / n = (n + 2) / (3 (n + 1)) for n = 5
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_flip_meets_its_rate_with_equal_drops_and_revivals(share: float) -> None:
+    rng = np.random.default_rng(0)
+    genomes = rng.random((200, 400)) < share
+    rate = 0.05
+    changed = flip(genomes, rates=np.full(200, rate), rng=rng)
+    n_dropped, n_revived = (genomes & ~changed).sum(axis=1), (~genomes & changed).sum(axis=1)
+    expected = rate * 400 / 2
+    tolerance = 4 * np.sqrt(expected / 200)
+    assert n_dropped.mean() == pytest.approx(expected, abs=tolerance)
+    assert n_revived.mean() == pytest.approx(expected, abs=tolerance)
+
+
+def test_flip_of_full_and_empty_genomes_is_defined() -> None:
+    for value in (True, False):
+        genomes = np.full((3, 10), value)
+        changed = flip(genomes, rates=np.full(3, 0.5), rng=np.random.default_rng(0))
+        assert 0 < (changed != genomes).sum() < genomes.size
+
+
+def test_priors_steer_flips_and_make_none_impossible() -> None:
+    scores = np.array([0.0, 0.5, 1.0])
+    p_drop, p_revive = mutation_priors(scores, floor=0.1)
+    np.testing.assert_allclose(p_drop, [1.0, 0.5, 0.1])
+    np.testing.assert_allclose(p_revive, [0.1, 0.5, 1.0])
+    genomes = np.ones((20_000, 3), np.bool_)
+    rng = np.random.default_rng(0)
+    changed = flip(genomes, rates=np.full(len(genomes), 0.2), rng=rng, p_drop=p_drop, p_revive=p_revive)
+    np.testing.assert_allclose((~changed).mean(axis=0), 0.3 * p_drop / p_drop.sum(), atol=0.015)
+
+
+@given(st.integers(1, 30), st.integers(0, 2**32))
+def test_the_worst_never_wins_a_tournament_of_two(n: int, seed: int) -> None:
+    winners = binary_tournament(np.arange(n), 200, rng=np.random.default_rng(seed))
+    assert winners.shape == (200,)
+    assert winners.max() == max(n - 2, 0) or n > 3
+    assert (winners != n - 1).all() or n == 1
+
+
+def test_a_tournament_prefers_the_best_as_often_as_theory_says() -> None:
+    winners = binary_tournament(np.arange(10), 100_000, rng=np.random.default_rng(0))
+    expected = 2 * (9 - np.arange(10)) / (10 * 9)
+    np.testing.assert_allclose(np.bincount(winners, minlength=10) / 100_000, expected, atol=0.005)
+
+
+def test_truncation_sorts_keeps_ties_in_order_and_leaves_failures_out() -> None:
+    values = np.array([[3.0], [1.0], [np.inf], [1.0], [2.0]])
+    assert truncate(values, 3).tolist() == [1, 3, 4]
+    assert truncate(values, 5).tolist() == [1, 3, 4, 0]
+    assert truncate(values[2:3], 5).tolist() == [0]
+
+
+def test_scores_become_positions_within_groups() -> None:
+    lattice = make_lattice([4, 2])
+    scores = normalise_scores(np.array([10.0, 30.0, 20.0, 0.0, -5.0, -1.0]), lattice)
+    np.testing.assert_allclose(scores, [0.375, 0.875, 0.625, 0.125, 0.25, 0.75])
+    positions = positions_in_groups(np.array([[1.0, 1.0, 2.0, 0.0, 5.0, 5.0]]), lattice)
+    assert positions.tolist() == [[1, 2, 0, 3, 0, 1]]
+
+
+@pytest.mark.parametrize("scores", [np.zeros(5), np.array([0, 1, 2, np.nan, 4, 5]), np.zeros((1, 6))])
+def test_malformed_scores_are_refused(scores: FloatArray) -> None:
+    with pytest.raises(OptionError, match="must be 6 finite numbers"):
+        normalise_scores(scores, make_lattice([4, 2]))
+
+
+@pytest.mark.parametrize("name", ["mutate_flip", "mutate_uniform_flip", "mutate_swap", "mutate_width"])
+@pytest.mark.parametrize("scores", [None, np.linspace(0, 1, 12)])
+def test_every_mutation_is_a_function_of_its_generator(name: str, scores: FloatArray | None) -> None:
+    lattice = make_lattice([5, 4, 3])
+    mutate: Callable[..., BoolArray] = getattr(build_toolbox(lattice, scores), name)
+    genomes = np.random.default_rng(1).random((40, 12)) < 0.5
+    original = genomes.copy()
+    first, again, other = (
+        mutate(genomes, rates=np.full(40, 0.2), rng=np.random.default_rng(seed)) for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    np.testing.assert_array_equal(genomes, original)
+    assert mutate(genomes[:0], rates=np.empty(0), rng=np.random.default_rng(0)).shape == (0, 12)

@@ -1,0 +1,262 @@
+"""Runs: killed or interrupted anywhere and resumed, they equal the uninterrupted run, evaluations included."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evoprune.callbacks import Callback, EvaluationsFinished, GenerationFinished, SearchStarted
+from evoprune.evaluation_store import EvaluationStore
+from evoprune.execution import InProcessExecutor
+from evoprune.run_directory import RunDirectory
+from evoprune.runner import SearchOutcome, run_search
+from evoprune.search import LadderPlan, Search, SearchConfig
+from evoprune.stopping import MaxEvaluations, MaxSeconds, StopRule
+from search_spaces.errors import RunDirectoryError
+from tests.evoprune.fakes import CountingEvaluator, make_target, tiny_space
+
+LADDER = LadderPlan("network", screen="cheap", elite="dear", screen_factor=2, n_elites=2)
+CONFIG = SearchConfig({"macs": 0.5}, LADDER, population_size=8, n_generations=4)
+
+
+class Recorder(Callback):
+    """Keeps what it hears; dies or interrupts after a number of evaluations."""
+
+    def __init__(self, crash_after: int | None = None, interrupt_after: int | None = None) -> None:
+        self.events: list[Any] = []
+        self.crash_after = crash_after
+        self.interrupt_after = interrupt_after
+
+    def on_start(self, event: SearchStarted) -> None:
+        self.events.append(event)
+
+    def on_evaluations(self, event: EvaluationsFinished) -> None:
+        self.events.append(event)
+        if self.crash_after is not None and event.n_evaluations >= self.crash_after:
+            raise ZeroDivisionError("the process dies here")
+        if self.interrupt_after is not None and event.n_evaluations >= self.interrupt_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def on_generation(self, event: GenerationFinished) -> None:
+        self.events.append(event)
+
+    def on_end(self, outcome: SearchOutcome) -> None:
+        self.events.append(outcome)
+
+
+def make_run(path: Path) -> RunDirectory:
+    return RunDirectory.create(path, options={}, hashes={"space": tiny_space().fingerprint})
+
+
+def run(
+    directory: RunDirectory,
+    callback: Callback | None = None,
+    *,
+    evaluator: CountingEvaluator | None = None,
+    stop: StopRule | tuple[StopRule, ...] = (),
+    config: SearchConfig = CONFIG,
+) -> tuple[SearchOutcome, Search]:
+    space = tiny_space()
+    search = Search(space, config, seed=11)
+    evaluator = evaluator or CountingEvaluator(make_target(space.n_genes))
+    executor = InProcessExecutor(evaluator, 1, chunk_size=3)
+    try:
+        with EvaluationStore(directory.evaluations_path, space.n_genes, space.fingerprint) as store:
+            outcome = run_search(
+                search, executor, store, directory, callbacks=[callback] if callback else [], stop=stop
+            )
+    finally:
+        executor.close()
+    return outcome, search
+
+
+def stored(directory: RunDirectory) -> list[tuple[Any, ...]]:
+    with EvaluationStore(directory.evaluations_path, read_only=True) as store:
+        return [
+            (r.evaluation, r.generation, r.position, r.macs, r.n_params, r.genome.tobytes()) for r in store.records()
+        ]
+
+
+def assert_equal_runs(first: tuple[SearchOutcome, Search], second: tuple[SearchOutcome, Search]) -> None:
+    for name, array in first[1].state().arrays.items():
+        np.testing.assert_array_equal(array, second[1].state().arrays[name], err_msg=name)
+    assert first[1].state().data == second[1].state().data
+    assert first[0].best is not None
+    assert second[0].best is not None
+    assert first[0].best.digest == second[0].best.digest
+    assert (first[0].n_evaluations, first[0].n_cached) == (second[0].n_evaluations, second[0].n_cached)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, tuple[SearchOutcome, Search]]:
+    directory = make_run(tmp_path_factory.mktemp("whole") / "run")
+    return directory, run(directory)
+
+
+def test_a_run_stores_logs_and_saves_what_it_does(whole: tuple[RunDirectory, tuple[SearchOutcome, Search]]) -> None:
+    directory, (outcome, search) = whole
+    assert (outcome.status, outcome.reason, outcome.generation) == ("finished", "4 generations", 4)
+    records = stored(directory)
+    assert len(records) == outcome.n_evaluations
+    assert outcome.n_cached == 0
+    space = tiny_space()
+    for _, _, _, macs, n_params, genome in records:
+        bits = np.frombuffer(genome, np.bool_)[None]
+        assert (macs, n_params) == (space.macs(bits)[0], space.n_params(bits)[0])
+    log = list(directory.read_log())
+    assert [event["event"] for event in log] == ["started", *["generation"] * 5, "finished"]
+    assert [event["best"] for event in log[1:-1]] == search.logbook.select("best")
+    assert log[-1]["n_evaluations"] == outcome.n_evaluations
+    assert len(list(directory.checkpoint_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("crash_after", [1, 8, 11, 20, 33, 34, 60, 70])
+def test_a_run_that_died_anywhere_continues_as_if_it_had_not(
+    tmp_path: Path, whole: tuple[RunDirectory, tuple[SearchOutcome, Search]], crash_after: int
+) -> None:
+    directory = make_run(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError):
+        run(directory, Recorder(crash_after=crash_after))
+    n_before = len(stored(directory))
+    evaluator = CountingEvaluator(make_target(tiny_space().n_genes))
+    resumed = run(directory, evaluator=evaluator)
+    assert_equal_runs(resumed, whole[1])
+    assert stored(directory) == stored(whole[0])
+    assert len(evaluator.seen) == len(stored(directory)) - n_before  # nothing was evaluated again
+
+
+@pytest.mark.parametrize("interrupt_after", [1, 9, 40])
+def test_ctrl_c_ends_in_order_and_the_run_continues(
+    tmp_path: Path, whole: tuple[RunDirectory, tuple[SearchOutcome, Search]], interrupt_after: int
+) -> None:
+    directory = make_run(tmp_path / "run")
+    handler = signal.getsignal(signal.SIGINT)
+    recorder = Recorder(interrupt_after=interrupt_after)
+    outcome, _ = run(directory, recorder)
+    assert (outcome.status, outcome.reason) == ("interrupted", "Ctrl-C")
+    assert recorder.events[-1] is outcome
+    assert (outcome.best is None) == (interrupt_after == 1)
+    assert outcome.n_evaluations == len(stored(directory)) < len(stored(whole[0]))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert_equal_runs(run(directory), whole[1])
+    assert stored(directory) == stored(whole[0])
+    assert [event["event"] for event in directory.read_log() if event["event"] != "generation"] == [
+        "started",
+        "interrupted",
+        "started" if outcome.generation < 0 else "resumed",
+        "finished",
+    ]
+
+
+class Impatient(Callback):
+    """Two Ctrl-C in a row."""
+
+    def on_generation(self, event: GenerationFinished) -> None:  # noqa: ARG002 - when is enough
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_ctrl_c_abandons_at_once(
+    tmp_path: Path, whole: tuple[RunDirectory, tuple[SearchOutcome, Search]]
+) -> None:
+    directory = make_run(tmp_path / "run")
+    outcome, _ = run(directory, Impatient())
+    assert (outcome.status, outcome.generation) == ("interrupted", 0)
+    assert_equal_runs(run(directory), whole[1])
+
+
+@pytest.mark.parametrize("n_damaged", [1, 2, 3])
+def test_damaged_checkpoints_are_passed_over_with_a_warning(
+    tmp_path: Path, whole: tuple[RunDirectory, tuple[SearchOutcome, Search]], n_damaged: int
+) -> None:
+    directory = make_run(tmp_path / "run")
+    run(directory, stop=MaxEvaluations(70))
+    for path in sorted(directory.checkpoint_path.iterdir())[-n_damaged:]:
+        path.write_bytes(path.read_bytes()[:100])
+    evaluator = CountingEvaluator(make_target(tiny_space().n_genes))
+    n_before = len(stored(directory))
+    _, search = run(directory, evaluator=evaluator)
+    np.testing.assert_array_equal(search.state().arrays["genomes"], whole[1][1].state().arrays["genomes"])
+    assert stored(directory) == stored(whole[0])
+    assert len(evaluator.seen) == len(stored(directory)) - n_before
+    warnings = [event["message"] for event in directory.read_log() if event["event"] == "warning"]
+    assert len(warnings) == n_damaged
+    assert warnings[0].startswith("checkpoint passed over: generation-")
+
+
+def test_a_finished_run_can_be_given_more_generations(tmp_path: Path) -> None:
+    short, long = make_run(tmp_path / "short"), make_run(tmp_path / "long")
+    few = SearchConfig({"macs": 0.5}, LADDER, population_size=8, n_generations=2)
+    run(short, config=few)
+    assert_equal_runs(run(short), run(long))
+
+
+def test_a_run_of_another_seed_is_not_continued(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "run")
+    run(directory, stop=MaxEvaluations(10))
+    search = Search(tiny_space(), CONFIG, seed=12)
+    executor = InProcessExecutor(CountingEvaluator(make_target(tiny_space().n_genes)), 1)
+    with (
+        EvaluationStore(directory.evaluations_path, tiny_space().n_genes) as store,
+        pytest.raises(RunDirectoryError, match="seed"),
+    ):
+        run_search(search, executor, store, directory)
+    executor.close()
+
+
+def test_events_add_up(tmp_path: Path) -> None:
+    recorder = Recorder()
+    outcome, search = run(make_run(tmp_path / "run"), recorder)
+    assert isinstance(recorder.events[0], SearchStarted)
+    assert recorder.events[-1] is outcome
+    generations = [event for event in recorder.events if isinstance(event, GenerationFinished)]
+    assert [event.generation for event in generations] == [0, 1, 2, 3, 4]
+    assert [event.row for event in generations] == [dict(row) for row in search.logbook]
+    chunks = [event for event in recorder.events if isinstance(event, EvaluationsFinished)]
+    assert sum(len(event.evaluations) for event in chunks) == outcome.n_evaluations
+    assert all(event.n_done <= event.n_requested for event in chunks)
+    assert {event.role for event in chunks} == {"screen", "judge", "elite"}
+
+
+def test_time_ends_a_search_inside_a_generation_but_never_before_the_first(tmp_path: Path) -> None:
+    outcome, _ = run(make_run(tmp_path / "run"), stop=(MaxSeconds(1e-9),))
+    assert (outcome.status, outcome.generation) == ("finished", 0)
+    assert outcome.best is not None
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from evoprune.callbacks import Callback
+from evoprune.run_directory import RunDirectory
+from tests.evoprune.test_runner import run
+
+class Killer(Callback):
+    def on_evaluations(self, event):
+        if event.n_evaluations >= 47:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+run(RunDirectory.open_existing(Path(sys.argv[1])), Killer())
+"""
+
+
+def test_a_process_killed_inside_a_generation_loses_nothing(
+    tmp_path: Path, whole: tuple[RunDirectory, tuple[SearchOutcome, Search]]
+) -> None:
+    directory = make_run(tmp_path / "run")
+    result = subprocess.run(
+        [sys.executable, "-c", KILLED, str(directory.path)], cwd=Path(__file__).parents[2], check=False
+    )
+    assert result.returncode == -signal.SIGKILL
+    assert len(stored(directory)) >= 47
+    assert_equal_runs(run(directory), whole[1])
+    assert stored(directory) == stored(whole[0])
+    json.loads(directory.log_path.read_text().splitlines()[-1])

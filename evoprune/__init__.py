@@ -1,3 +1,21 @@
 """Evolutionary channel search: a trained convolutional network and a compute budget in, a smaller dense network out."""
 
 from __future__ import annotations
+
+from evoprune.api import evaluate, finetune, inspect, resume, search
+from evoprune.artefact import load
+from evoprune.exporting import export
+from evoprune.result import SearchResult
+from search_spaces.errors import EvoPruneError
+
+__all__ = [
+    "EvoPruneError",
+    "SearchResult",
+    "evaluate",
+    "export",
+    "finetune",
+    "inspect",
+    "load",
+    "resume",
+    "search",
+]

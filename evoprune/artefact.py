@@ -102,7 +102,7 @@ class Description(_Record):
         seed: Master seed of the run.
         data: Name and content hash of the images.
         added_biases: Layers without a bias in the dense network that were given one by compensation.
-        finetuned_epochs: Epochs trained after surgery; 0 where no gradient step was taken.
+        finetuned_epochs: Epochs trained after surgery, parts included; 0 where no gradient step was taken.
         versions: Of evoprune and of what it computed with.
     """
 
@@ -117,7 +117,7 @@ class Description(_Record):
     seed: int
     data: dict[str, str] = {}
     added_biases: tuple[str, ...] = ()
-    finetuned_epochs: int = 0
+    finetuned_epochs: float = 0.0
     versions: dict[str, str] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
@@ -172,6 +172,7 @@ def save_artefact(path: str | Path, network: nn.Module, description: Description
             save_file(tensors, folder / WEIGHTS_FILE)
             (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
             for written in folder.iterdir():
+                written.chmod(0o644)  # safetensors writes for the owner alone
                 _flush(written)
             _put_in_place(folder, path)
         finally:

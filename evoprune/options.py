@@ -10,10 +10,16 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from evoprune.budget import parse_budget
-from search_spaces.errors import OptionError
+from evoprune.finetuning import FinetuningRecipe
+from fitness.options import FitnessOptions
+from search_spaces.errors import OptionError, UnknownNameError
 
+MODES: Mapping[str, str] = {
+    "global": "the whole genome evolves under the budget",
+}
 Metric = Literal["macs", "params"]
-Precision = Literal["auto", "fp32", "bf16"]
+FITNESS = FitnessOptions()
+FINETUNING = FinetuningRecipe()
 _N_SEED_BITS = 32
 
 
@@ -62,17 +68,24 @@ class SearchOptions(NetworkOptions):
 
     budget: Annotated[str, Field(description='a share ("0.3", "30%") or an absolute cost ("62M")')] = "0.3"
     metric: Annotated[Metric, Field(description="what the budget counts")] = "macs"
-    mode: Annotated[Literal["global"], Field(description="how the space is searched")] = "global"
+    mode: Annotated[str, Field(description="a name of `evoprune list modes`")] = "global"
     seed: Annotated[int, Field(ge=0, lt=2**63, description="the master seed")]
     population_size: Annotated[int, Field(ge=4, description="individuals per generation")] = 24
     n_generations: Annotated[int, Field(ge=0, description="generations after the initial population")] = 20
-    n_calibration_images: Annotated[int, Field(ge=2, description="training images for batch-norm statistics")] = 512
-    n_fitness_images: Annotated[int, Field(ge=2, description="validation images that judge a candidate")] = 512
-    objective: Annotated[
-        Literal["kl", "cross-entropy", "accuracy"], Field(description="what the search minimises; accuracy as error")
-    ] = "kl"
+    objective: Annotated[str, Field(description="what is minimised: a name of `evoprune list fitness`")] = "kl"
+    compensation: Annotated[
+        str, Field(description="what a sliced network gets before it is judged: sequential, recalibrate or none")
+    ] = FITNESS.compensation
+    fitness_images: Annotated[
+        str, Field(description="auto, mixture (for networks that saw these images in training) or heldout")
+    ] = "auto"
+    n_fitness_images: Annotated[int, Field(ge=2, description="images that judge a candidate")] = (
+        FITNESS.n_fitness_images
+    )
+    n_calibration_images: Annotated[int, Field(ge=2, description="training images that a candidate is adapted on")] = (
+        FITNESS.n_calibration_images
+    )
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:N")] = "auto"
-    precision: Annotated[Precision, Field(description="arithmetic of candidates")] = "auto"
     workers: Annotated[int, Field(ge=0, description="Ray workers; 0 evaluates inside this process")] = 0
     address: Annotated[str | None, Field(description="a Ray cluster to join")] = None
 
@@ -86,15 +99,48 @@ class SearchOptions(NetworkOptions):
     def _well_formed(cls, value: str) -> str:
         return parse_budget(value).text
 
+    def fitness_options(self, *, is_trained_here: bool) -> FitnessOptions:
+        """Return how candidates are judged.
+
+        Validation images are held out where the network was trained here, and taken for memorised where its weights
+        were brought, unless the user knows better.
+
+        Raises:
+            UnknownNameError: No such objective, compensation or kind of fitness images.
+        """
+        images = self.fitness_images
+        if images == "auto":
+            images = "heldout" if is_trained_here else "mixture"
+        return FitnessOptions(
+            objective=self.objective,  # type: ignore[arg-type]  # checked there, with the valid names
+            compensation=self.compensation,  # type: ignore[arg-type]
+            fitness_images=images,  # type: ignore[arg-type]
+            n_fitness_images=self.n_fitness_images,
+            n_calibration_images=self.n_calibration_images,
+        )
+
 
 class FinetuneOptions(Options):
     """How a small network is trained on after surgery."""
 
-    epochs: Annotated[int, Field(ge=1, description="passes over the training images")] = 10
+    epochs: Annotated[int, Field(ge=1, description="passes over the training images")] = FINETUNING.epochs
     max_time_s: Annotated[float | None, Field(gt=0, description="seconds after which training ends")] = None
-    batch_size: Annotated[int, Field(ge=2, description="images per step")] = 128
-    learning_rate: Annotated[float, Field(gt=0, description="peak of the cosine schedule")] = 0.01
+    batch_size: Annotated[int, Field(ge=2, description="images per step")] = FINETUNING.batch_size
+    learning_rate: Annotated[float, Field(gt=0, description="peak of the schedule")] = FINETUNING.learning_rate
+    temperature: Annotated[float, Field(gt=0, description="softness of the teacher's answers")] = FINETUNING.temperature
+    alpha: Annotated[float, Field(ge=0, le=1, description="weight of teacher against labels")] = FINETUNING.alpha
+    device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:N")] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63, description="the master seed")]
+
+    def recipe(self) -> FinetuningRecipe:
+        """Return how the network is trained."""
+        return FinetuningRecipe(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            temperature=self.temperature,
+            alpha=self.alpha,
+        )
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -115,8 +161,11 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
     given = dict(values)
     if "seed" in kind.model_fields and given.get("seed") is None:
         given["seed"] = draw_seed()
+    # These have errors of their own kind, which a validation error would hide.
+    if isinstance(mode := given.get("mode", "global"), str) and mode not in MODES:
+        raise UnknownNameError("mode", mode, MODES)
     if "budget" in given and not isinstance(given["budget"], bool):
-        parse_budget(given["budget"])  # for its own kind of error
+        parse_budget(given["budget"])
     try:
         return kind.model_validate(given)
     except ValidationError as error:

@@ -1,0 +1,304 @@
+"""evoprune from Python: the functions behind the commands."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from evoprune.artefact import ArtefactError, load, read_description, save_artefact
+from evoprune.exporting import resolve_artefact
+from evoprune.finetuning import finetune as distil
+from evoprune.inspection import SpaceSummary, summarise_space
+from evoprune.interruption import InterruptedRunError
+from evoprune.observer import Observer, SilentObserver
+from evoprune.optimisation import accuracy
+from evoprune.options import FinetuneOptions, NetworkOptions, SearchOptions, resolve_options
+from evoprune.preparation import OBJECT, prepare, resolve_device, trace_network
+from evoprune.result import EvaluationReport, FinetuneResult, SearchResult
+from evoprune.run_directory import RunDirectory, read_json, write_json
+from evoprune.session import prepare_again, read_options, run_session, save_dense
+from fitness.data import ImageData, load_data
+from search_spaces.errors import OptionError, RunDirectoryError
+
+
+def search(
+    model: str | nn.Module = "vgg16",
+    data: str | ImageData = "digits",
+    *,
+    budget: str | float = "0.3",
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Search the network that keeps the best channels of ``model`` within ``budget``, and write it to a run directory.
+
+    Args:
+        model: A name that ``evoprune list models`` shows, or a trained network, which is not changed.
+        data: A name that ``evoprune list data`` shows, or images.
+        budget: A share of the dense cost (``0.3``, ``"30%"``) or a cost (``"62M"``); never exceeded.
+        out: The run directory; by default ``runs/<model>-<data>-<seed>``, with a number where that exists.
+        observer: Hears of progress, and may stop the run.
+        **options: Further fields of :class:`evoprune.options.SearchOptions`.
+
+    Raises:
+        OptionError: An option breaks its rule; a name is unknown (:class:`UnknownNameError`).
+        BudgetError: The budget is malformed or cannot be reached.
+        DataError: The images cannot be read.
+        WeightsError: The weights cannot be read, or do not fit the network.
+        TraceError: The network cannot be traced.
+        RunDirectoryError: ``out`` exists or cannot be written.
+        ExecutionError: Workers cannot be had, or every candidate failed.
+        InterruptedRunError: The run was stopped; it says how to go on.
+    """
+    observer = observer or SilentObserver()
+    named = {"model": _name_of(model), "data": _name_of(data)}
+    resolved = resolve_options(SearchOptions, {**options, **named, "budget": budget})
+    if not isinstance(model, str) and resolved.weights is not None:
+        raise OptionError(
+            "a network that is given as an object brings its weights, but got `weights` too; leave them out"
+        )
+    resolved.fitness_options(is_trained_here=True)
+    device = resolve_device(resolved.device)
+    path = default_run_path(resolved) if out is None else Path(out)
+    RunDirectory.check_available(path)
+    preparation = prepare(
+        resolved,
+        observer,
+        model=None if isinstance(model, str) else model,
+        data=None if isinstance(data, str) else data,
+        device=device,
+    )
+    run = RunDirectory.create(path, options=resolved.model_dump(mode="json"), hashes=preparation.hashes)
+    if preparation.dense.is_trained_here:
+        save_dense(run, preparation.dense)
+    return run_session(run, resolved, preparation, observer)
+
+
+def resume(
+    run: str | Path,
+    *,
+    model: nn.Module | None = None,
+    data: ImageData | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    observer: Observer | None = None,
+) -> SearchResult:
+    """Continue the search in the run directory ``run``; the outcome is that of one that was never interrupted.
+
+    Args:
+        run: A run directory; one that is finished is answered from its ``result.json``.
+        model: The dense network, where the run was started with an object.
+        data: The images, where the run was started with an object.
+        workers: Number of Ray workers, where it is to be another than before; it does not change the outcome.
+        address: Likewise.
+        observer: Hears of progress, and may stop the run.
+
+    Raises:
+        RunDirectoryError: ``run`` is no run directory, or network, images or space are not those it was started with.
+        EvoPruneError: As :func:`search`.
+    """
+    observer = observer or SilentObserver()
+    directory = RunDirectory.open_existing(Path(run))
+    if directory.result_path.is_file():
+        observer.on_note(f"{run} is finished")
+        return SearchResult.from_json(directory.path, read_json(directory.result_path))
+    options, preparation = prepare_again(directory, observer, model=model, data=data)
+    changes = {"workers": workers, "address": address}
+    placed = options.model_dump() | {name: value for name, value in changes.items() if value is not None}
+    return run_session(directory, resolve_options(SearchOptions, placed), preparation, observer)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    model: nn.Module | None = None,
+    data: str | ImageData | None = None,
+    device: str = "auto",
+    observer: Observer | None = None,
+) -> EvaluationReport:
+    """Measure the small network of a run, or of an artefact, on test images.
+
+    Args:
+        run: A run directory, whose ``best`` is taken, or the folder of an artefact.
+        model: The dense network, where the artefact was made from an object.
+        data: Images; by default those of the run that the artefact lies in.
+        device: Where to evaluate.
+        observer: Hears of progress.
+
+    Raises:
+        ArtefactError: There is no artefact.
+        RunDirectoryError: ``data`` is needed, since the artefact lies in no run directory.
+        DataError: The images cannot be read.
+        OptionError: The network does not fit the images.
+    """
+    observer = observer or SilentObserver()
+    artefact = resolve_artefact(Path(run))
+    place = resolve_device(device)
+    description = read_description(artefact)
+    network = load(artefact, model)
+    observer.on_stage("reading the images", None)
+    images = _images_of(artefact, data)
+    if images.input_shape != description.model.input_shape or images.n_classes != description.model.n_classes:
+        raise OptionError(
+            f"images must have the shape and classes that the network was made for, {description.model.input_shape} "
+            f"and {description.model.n_classes}, but {images.name} has {images.input_shape} and {images.n_classes}"
+        )
+    observer.on_stage("testing the network", None)
+    return EvaluationReport(
+        artefact=artefact,
+        data=images.name,
+        n_test_images=len(images.test),
+        test_accuracy=accuracy(network.to(place), images.test, images, device=place),
+        macs=description.cost.macs,
+        n_params=description.cost.n_params,
+        genome_digest=description.genome.digest,
+        finetuned_epochs=description.finetuned_epochs,
+    )
+
+
+def finetune(
+    run: str | Path,
+    *,
+    model: nn.Module | None = None,
+    data: ImageData | None = None,
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> FinetuneResult:
+    """Train the small network of ``run`` on, taught by the dense one, and write it to an artefact of its own.
+
+    Args:
+        run: The directory of a finished run.
+        model: The dense network, where the run was started with an object.
+        data: The images, where the run was started with an object.
+        out: Folder of the artefact; by default ``finetuned`` in the run directory, with a number where that exists.
+        observer: Hears of progress, and may stop the training; nothing is written then.
+        **options: Fields of :class:`evoprune.options.FinetuneOptions`; the seed is that of the run by default.
+
+    Raises:
+        RunDirectoryError: ``run`` is no run directory, or network or images are not those it was started with.
+        ArtefactError: The run has no network yet, or ``out`` cannot be written.
+        OptionError: An option breaks its rule.
+        TrainingError: The loss became NaN or infinite.
+        InterruptedRunError: The observer asked to stop.
+    """
+    observer = observer or SilentObserver()
+    directory = RunDirectory.open_existing(Path(run))
+    started_with = directory.read_config()["options"]
+    if options.get("seed") is None:
+        options["seed"] = started_with.get("seed")
+    resolved = resolve_options(FinetuneOptions, options)
+    device = resolve_device(resolved.device)
+    description = read_description(directory.best_path)
+    target = free_path(directory.path / "finetuned") if out is None else Path(out)
+    if target.exists():
+        raise ArtefactError(f"a finetuned network needs a folder of its own, but {target} exists; choose another --out")
+    _, preparation = prepare_again(directory, observer, model=model, data=data)
+    images, dense = preparation.data, preparation.dense.model
+    small = load(directory.best_path, dense)
+    n_epochs_done = 0.0
+
+    def on_progress(epoch: int, n_epochs: int, step: int, n_steps: int, loss: float) -> None:
+        nonlocal n_epochs_done
+        if step == 1:
+            observer.on_stage("finetuning", n_steps)
+        if observer.should_stop():
+            raise InterruptedRunError(None, f"{epoch} of {n_epochs} epochs of finetuning")
+        n_epochs_done = n_epochs * step / n_steps
+        observer.on_step(step, {"epoch": epoch + 1, "loss": loss})
+
+    started = time.perf_counter()
+    finetuned = distil(
+        small,
+        dense,
+        images,
+        seed=resolved.seed,
+        recipe=resolved.recipe(),
+        device=device,
+        max_time_s=resolved.max_time_s,
+        on_progress=on_progress,
+    )
+    wall_s = time.perf_counter() - started
+    observer.on_stage("testing the networks", None)
+    before, after = (accuracy(net.to(device), images.test, images, device=device) for net in (small, finetuned.model))
+    description = description.model_copy(update={"finetuned_epochs": n_epochs_done})
+    save_artefact(target, finetuned.model, description)
+    result = FinetuneResult(
+        artefact=target,
+        run=directory.path,
+        seed=resolved.seed,
+        epochs=resolved.epochs,
+        epochs_done=n_epochs_done,
+        timed_out=finetuned.history.timed_out,
+        val_accuracy=finetuned.history.val_accuracy,
+        n_test_images=len(images.test),
+        test_accuracy_before=before,
+        test_accuracy=after,
+        macs=description.cost.macs,
+        n_params=description.cost.n_params,
+        wall_s=wall_s,
+        device=str(device),
+    )
+    write_json(target / "finetune.json", result.to_json())
+    return result
+
+
+def inspect(model: str | nn.Module = "vgg16", *, n_classes: int = 10, **options: Any) -> SpaceSummary:
+    """Return what of ``model`` can be removed, what is frozen and why, and which budgets can be reached.
+
+    Args:
+        model: A name that ``evoprune list models`` shows, or a network.
+        n_classes: Length of the logits of a network that is built by name.
+        **options: Further fields of :class:`evoprune.options.NetworkOptions`.
+
+    Raises:
+        OptionError: An option breaks its rule; a name is unknown (:class:`UnknownNameError`).
+        WeightsError: The weights cannot be read, or do not fit the network.
+        TraceError: The network cannot be traced.
+    """
+    name = _name_of(model)
+    resolved = resolve_options(NetworkOptions, {**options, "model": name})
+    space, shape = trace_network(resolved, None if isinstance(model, str) else model, n_classes)
+    return summarise_space(space, name.removeprefix(OBJECT), shape)
+
+
+def default_run_path(options: SearchOptions) -> Path:
+    """Return the first free one of ``runs/<model>-<data>-<seed>``, ``...-2``, ``...-3`` and so on."""
+    model = options.model.removeprefix(OBJECT).replace(":", "-")
+    data = options.data.removeprefix(OBJECT).partition(":")[0]
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{model}-{data}-{options.seed}")
+    return free_path(Path("runs") / name)
+
+
+def free_path(path: Path) -> Path:
+    """Return ``path``, or the first of ``path-2``, ``path-3`` and so on that does not exist."""
+    candidate, n = path, 1
+    while candidate.exists():
+        n += 1
+        candidate = path.with_name(f"{path.name}-{n}")
+    return candidate
+
+
+def _name_of(given: str | nn.Module | ImageData) -> str:
+    if isinstance(given, str):
+        return given
+    return OBJECT + (given.name if isinstance(given, ImageData) else type(given).__name__)
+
+
+def _images_of(artefact: Path, data: str | ImageData | None) -> ImageData:
+    """Return the images that were asked for, else those of the run that ``artefact`` lies in."""
+    if isinstance(data, ImageData):
+        return data
+    if data is not None:
+        return load_data(data, input_shape=read_description(artefact).model.input_shape)
+    if not (artefact.parent / "config.json").is_file():
+        raise RunDirectoryError(
+            f"{artefact} lies in no run directory that would name its images; name them with --data"
+        )
+    options = read_options(RunDirectory.open_existing(artefact.parent))
+    if options.data.startswith(OBJECT):
+        raise OptionError(f"the run was started with images given as a Python object ({options.data}); pass `data`")
+    return load_data(options.data, options.data_root, input_shape=options.input_shape)

@@ -1,0 +1,35 @@
+"""Every name that an option accepts, with one line for people: what ``evoprune list`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evoprune.options import MODES
+from fitness.data import DATA
+from fitness.network import NETWORK_RUNG
+from fitness.options import COMPENSATIONS, FITNESS_IMAGES, OBJECTIVES
+from search_spaces.models import MODELS
+
+_MODELS_FROM_ELSEWHERE = {
+    "package.module:factory": "a function of yours that returns a network; --model-args are its keywords",
+    "timm:<name>": "a network of timm (extra `timm`), without its weights",
+    "torchvision:<name>": "a classification network of torchvision, without its weights",
+}
+_CRITERIA = {"l1": "L1 norm of the weights that make a channel: seeds of the population and prior of repair"}
+_RUNGS = {NETWORK_RUNG: "the sliced network, adapted on calibration images and judged on fitness images"}
+
+
+def catalogue() -> dict[str, Mapping[str, str]]:
+    """Return sections of names with their descriptions, each section sorted."""
+    models = {name: spec.description for name, spec in MODELS.items()} | _MODELS_FROM_ELSEWHERE
+    sections: dict[str, Mapping[str, str]] = {
+        "models": models,
+        "data": DATA,
+        "criteria": _CRITERIA,
+        "fitness": _RUNGS,
+        "objectives": OBJECTIVES,
+        "fitness-images": FITNESS_IMAGES,
+        "compensations": COMPENSATIONS,
+        "modes": MODES,
+    }
+    return {section: dict(sorted(names.items())) for section, names in sections.items()}

@@ -1,0 +1,52 @@
+"""The Typer application: every command in one literal list."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from evoprune.cli import list_command, network_commands, search_commands
+
+app = typer.Typer(
+    name="evoprune",
+    help="Evolve which channels of a trained convolutional network to keep under a compute budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for command in (
+    search_commands.search,
+    search_commands.resume,
+    network_commands.inspect,
+    network_commands.evaluate,
+    network_commands.finetune,
+    network_commands.export,
+    list_command.list_names,
+):
+    app.command(name="list" if command is list_command.list_names else None)(command)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        from importlib import metadata
+
+        typer.echo(metadata.version("evoprune"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Evolve which channels of a trained convolutional network to keep under a compute budget."""
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    app()

@@ -1,0 +1,72 @@
+"""Options that several commands share, and their conversion from what a shell passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search_spaces.errors import OptionError
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Network: a name of `evoprune list models`.")]
+ModelArgs = Annotated[str | None, typer.Option(help="Keywords for the network's factory, as a JSON object.")]
+Weights = Annotated[Path | None, typer.Option("--weights", "-w", help="Trained weights: safetensors or checkpoint.")]
+Data = Annotated[str, typer.Option("--data", "-d", help="Images: a name of `evoprune list data`.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder that downloaded data sets lie in.")]
+InputShape = Annotated[str | None, typer.Option(help="Channels, height and width of an image, such as 3x32x32.")]
+Protect = Annotated[list[str] | None, typer.Option(help="Leave groups that match this pattern alone; repeatable.")]
+Only = Annotated[list[str] | None, typer.Option(help="Touch no groups but those that match; repeatable.")]
+MinChannels = Annotated[str, typer.Option(help="Channels that every group keeps: a count, or a share in (0, 1).")]
+RoundTo = Annotated[int, typer.Option(help="Kept channels of a group are a multiple of this.")]
+Seed = Annotated[int | None, typer.Option(help="Master seed; drawn and recorded where none is given.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone on stdout.")]
+Run = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
+
+
+def parse_model_args(text: str | None) -> dict[str, Any]:
+    """Return the JSON object in ``text``; empty where there is none.
+
+    Raises:
+        OptionError: ``text`` is no JSON object.
+    """
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise OptionError(
+            f"`--model-args` must be a JSON object such as '{{\"width\": 0.5}}', but got {text!r}: {error}"
+        ) from None
+    if not isinstance(value, dict):
+        raise OptionError(f"`--model-args` must be a JSON object such as '{{\"width\": 0.5}}', but got {text!r}")
+    return value
+
+
+def parse_input_shape(text: str | None) -> tuple[int, int, int] | None:
+    """Return ``(C, H, W)`` from ``3x32x32`` or ``3,32,32``; None where there is none.
+
+    Raises:
+        OptionError: ``text`` is not three positive whole numbers.
+    """
+    if text is None:
+        return None
+    parts = text.lower().replace("x", ",").split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise OptionError(f"`--input-shape` must be three positive whole numbers such as 3x32x32, but got {text!r}")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width
+
+
+def parse_min_channels(text: str) -> int | float:
+    """Return a count where ``text`` is a whole number, else a share.
+
+    Raises:
+        OptionError: ``text`` is no number.
+    """
+    try:
+        return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        raise OptionError(f"`--min-channels` must be a count >= 1 or a share in (0, 1), but got {text!r}") from None

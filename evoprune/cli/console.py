@@ -1,0 +1,25 @@
+"""The two streams: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+
+
+def stderr_console() -> Console:
+    """Return a console for progress, notes and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def stdout_console() -> Console:
+    """Return a console for tables."""
+    return Console(highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` alone on stdout; NaN and infinity do not occur in results and are refused."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,77 @@
+"""From errors to exit codes: 2 for wrong use, 1 for a failed run, 130 for an interrupted one; one message each."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import NoReturn, ParamSpec
+
+import typer
+from rich.markup import escape
+
+from evoprune.cli.console import stderr_console
+from search_spaces.errors import (
+    BudgetError,
+    DataError,
+    EvoPruneError,
+    OptionError,
+    RunDirectoryError,
+    WeightsError,
+)
+
+WRONG_USE = 2
+FAILED = 1
+INTERRUPTED = 130
+_DEBUG_VARIABLE = "EVOPRUNE_DEBUG"
+_WRONG_USE_ERRORS = (OptionError, BudgetError, WeightsError, DataError, RunDirectoryError)
+
+P = ParamSpec("P")
+
+
+def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Return ``command`` with every error turned into one message on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except EvoPruneError as error:
+            from evoprune.artefact import ArtefactError
+            from evoprune.interruption import InterruptedRunError
+
+            if isinstance(error, InterruptedRunError):
+                stderr_console().print(f"[yellow]{escape(str(error))}[/yellow]", soft_wrap=True)
+                raise typer.Exit(INTERRUPTED) from None
+            _fail(error, WRONG_USE if isinstance(error, (*_WRONG_USE_ERRORS, ArtefactError)) else FAILED)
+        except KeyboardInterrupt:
+            stderr_console().print("[yellow]interrupted[/yellow]")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader went away, as `head` does; the stream must not be flushed again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(FAILED) from None
+        except Exception as error:
+            _fail_unexpectedly(error)
+
+    return guarded
+
+
+def _fail(error: EvoPruneError, exit_code: int) -> NoReturn:
+    stderr_console().print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
+    if os.environ.get(_DEBUG_VARIABLE):
+        raise error
+    raise typer.Exit(exit_code) from None
+
+
+def _fail_unexpectedly(error: Exception) -> NoReturn:
+    if os.environ.get(_DEBUG_VARIABLE):
+        raise error
+    stderr_console().print(
+        f"[bold red]error:[/bold red] unexpected {type(error).__name__}: {escape(str(error))}\n"
+        f"This is not your doing. Please report it with the traceback that {_DEBUG_VARIABLE}=1 shows.",
+        soft_wrap=True,
+    )
+    raise typer.Exit(FAILED) from None

@@ -1,0 +1,136 @@
+"""`evoprune inspect`, `evaluate`, `finetune` and `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evoprune.budget import format_count
+from evoprune.cli import arguments as arg
+from evoprune.cli.console import print_json, stdout_console
+from evoprune.cli.errors import reports_errors
+from evoprune.cli.progress import rich_observer
+from evoprune.cli.tables import space_tables
+from evoprune.options import FINETUNING
+
+Classes = Annotated[int, typer.Option("--classes", help="Length of the logits.")]
+Epochs = Annotated[int, typer.Option(help="Passes over the training images.")]
+MaxTime = Annotated[float | None, typer.Option("--max-time", help="Seconds after which training ends.")]
+LearningRate = Annotated[float, typer.Option(help="Peak of the cosine schedule.")]
+BatchSize = Annotated[int, typer.Option(help="Images per step.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default inside the run.")]
+Formats = Annotated[list[str] | None, typer.Option("--format", "-f", help="safetensors, onnx or pt2; repeatable.")]
+Data = Annotated[str | None, typer.Option("--data", "-d", help="Other images than those of the run.")]
+
+
+@reports_errors
+def inspect(
+    model: arg.Model = "vgg16",
+    weights: arg.Weights = None,
+    n_classes: Classes = 10,
+    input_shape: arg.InputShape = None,
+    model_args: arg.ModelArgs = None,
+    protect: arg.Protect = None,
+    only: arg.Only = None,
+    min_channels: arg.MinChannels = "1",
+    round_to: arg.RoundTo = 1,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Show what of a network can be removed, what is frozen and why, and which budgets can be reached."""
+    from evoprune import api
+
+    summary = api.inspect(
+        model,
+        n_classes=n_classes,
+        weights=weights,
+        input_shape=arg.parse_input_shape(input_shape),
+        model_args=arg.parse_model_args(model_args),
+        protect=tuple(protect or ()),
+        only=tuple(only or ()),
+        min_channels=arg.parse_min_channels(min_channels),
+        round_to=round_to,
+    )
+    if as_json:
+        print_json(summary.to_json())
+        return
+    console = stdout_console()
+    for part in space_tables(summary):
+        console.print(part)
+
+
+@reports_errors
+def evaluate(run: arg.Run, data: Data = None, device: arg.Device = "auto", as_json: arg.AsJson = False) -> None:
+    """Measure the networks of a run, or an artefact, on the test images."""
+    from evoprune import api
+
+    with rich_observer() as observer:
+        report = api.evaluate(run, data=data, device=device, observer=observer)
+    if as_json:
+        print_json(report.to_json())
+        return
+    console = stdout_console()
+    console.print(
+        f"test accuracy {report.test_accuracy:.2%} on {report.n_test_images} images of {report.data}, "
+        f"{format_count(report.macs)} MACs, {format_count(report.n_params)} params",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@reports_errors
+def finetune(
+    run: arg.Run,
+    out: Out = None,
+    epochs: Epochs = FINETUNING.epochs,
+    max_time: MaxTime = None,
+    learning_rate: LearningRate = FINETUNING.learning_rate,
+    batch_size: BatchSize = FINETUNING.batch_size,
+    seed: arg.Seed = None,
+    device: arg.Device = "auto",
+    as_json: arg.AsJson = False,
+) -> None:
+    """Train the small network of a run on, taught by the dense one, and write an artefact of its own."""
+    from evoprune import api
+
+    with rich_observer() as observer:
+        result = api.finetune(
+            run,
+            out=out,
+            epochs=epochs,
+            max_time_s=max_time,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            observer=observer,
+        )
+    if as_json:
+        print_json(result.to_json())
+        return
+    stdout_console().print(
+        f"test accuracy {result.test_accuracy_before:.2%} -> {result.test_accuracy:.2%} after {result.epochs_done:g} "
+        f"epochs in {result.wall_s:.0f} s; artefact: {result.artefact}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@reports_errors
+def export(run: arg.Run, out: Out = None, formats: Formats = None, as_json: arg.AsJson = False) -> None:
+    """Copy the small network of a run, or an artefact, for other programs; each file is checked."""
+    from evoprune.exporting import export as export_artefact
+
+    files = export_artefact(run, out or run / "export", tuple(formats or ("safetensors",)))
+    if as_json:
+        print_json(
+            [
+                {"format": f.format, "path": str(f.path), "n_bytes": f.n_bytes, "max_difference": f.max_difference}
+                for f in files
+            ]
+        )
+        return
+    for file in files:
+        checked = "" if file.max_difference is None else f", logits within {file.max_difference:.1g} of the network's"
+        stdout_console().print(f"{file.path}: {format_count(file.n_bytes)}B{checked}", soft_wrap=True, markup=False)

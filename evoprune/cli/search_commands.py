@@ -1,0 +1,134 @@
+"""`evoprune search` and `evoprune resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from evoprune.cli import arguments as arg
+from evoprune.cli.console import print_json, stderr_console, stdout_console
+from evoprune.cli.errors import reports_errors
+from evoprune.cli.progress import rich_observer
+from evoprune.cli.tables import result_table
+from evoprune.options import SearchOptions
+from evoprune.result import SearchResult
+
+Budget = Annotated[str, typer.Option("--budget", "-b", help='Limit on the cost: "0.3", "30%" or "62M".')]
+Metric = Annotated[str, typer.Option(help="What the budget counts: macs or params.")]
+Mode = Annotated[str, typer.Option(help="How the space is searched: a name of `evoprune list modes`.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/MODEL-DATA-SEED.")]
+Population = Annotated[int, typer.Option("--population", help="Individuals per generation.")]
+Generations = Annotated[int, typer.Option("--generations", help="Generations after the initial population.")]
+NCalibrationImages = Annotated[int, typer.Option(help="Training images that a candidate is adapted on.")]
+NFitnessImages = Annotated[int, typer.Option(help="Images that judge a candidate.")]
+TrainEpochs = Annotated[int, typer.Option(help="Epochs of training where no weights are given.")]
+Objective = Annotated[str, typer.Option(help="What is minimised: a name of `evoprune list objectives`.")]
+Compensation = Annotated[str, typer.Option(help="What a sliced network gets: sequential, recalibrate or none.")]
+KindOfImages = Annotated[str, typer.Option("--fitness-images", help="auto, mixture or heldout.")]
+Workers = Annotated[int, typer.Option(help="Ray workers; 0 evaluates inside this process.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join.")]
+
+
+DEFAULTS: dict[str, Any] = {name: field.default for name, field in SearchOptions.model_fields.items()}
+
+
+@reports_errors
+def search(
+    model: arg.Model = DEFAULTS["model"],
+    budget: Budget = DEFAULTS["budget"],
+    weights: arg.Weights = None,
+    data: arg.Data = DEFAULTS["data"],
+    out: Out = None,
+    seed: arg.Seed = None,
+    workers: Workers = DEFAULTS["workers"],
+    address: Address = None,
+    metric: Metric = DEFAULTS["metric"],
+    mode: Mode = DEFAULTS["mode"],
+    population: Population = DEFAULTS["population_size"],
+    generations: Generations = DEFAULTS["n_generations"],
+    objective: Objective = DEFAULTS["objective"],
+    compensation: Compensation = DEFAULTS["compensation"],
+    fitness_images: KindOfImages = DEFAULTS["fitness_images"],
+    n_calibration_images: NCalibrationImages = DEFAULTS["n_calibration_images"],
+    n_fitness_images: NFitnessImages = DEFAULTS["n_fitness_images"],
+    protect: arg.Protect = None,
+    only: arg.Only = None,
+    min_channels: arg.MinChannels = str(DEFAULTS["min_channels"]),
+    round_to: arg.RoundTo = DEFAULTS["round_to"],
+    model_args: arg.ModelArgs = None,
+    input_shape: arg.InputShape = None,
+    data_root: arg.DataRoot = None,
+    train_epochs: TrainEpochs = DEFAULTS["train_epochs"],
+    device: arg.Device = DEFAULTS["device"],
+    as_json: arg.AsJson = False,
+) -> None:
+    """Search the smaller network of a budget, and write it with its report to a run directory."""
+    from evoprune import api
+
+    with rich_observer() as observer:
+        result = api.search(
+            model,
+            data,
+            budget=budget,
+            out=out,
+            observer=observer,
+            weights=weights,
+            seed=seed,
+            workers=workers,
+            address=address,
+            metric=metric,
+            mode=mode,
+            population_size=population,
+            n_generations=generations,
+            objective=objective,
+            compensation=compensation,
+            fitness_images=fitness_images,
+            n_calibration_images=n_calibration_images,
+            n_fitness_images=n_fitness_images,
+            protect=tuple(protect or ()),
+            only=tuple(only or ()),
+            min_channels=arg.parse_min_channels(min_channels),
+            round_to=round_to,
+            model_args=arg.parse_model_args(model_args),
+            input_shape=arg.parse_input_shape(input_shape),
+            data_root=data_root,
+            train_epochs=train_epochs,
+            device=device,
+        )
+    show_result(result, as_json=as_json)
+
+
+@reports_errors
+def resume(
+    run: arg.Run,
+    workers: Annotated[int | None, typer.Option(help="Ray workers, where another number than before.")] = None,
+    address: Address = None,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Continue a search that was stopped or killed; the outcome is that of one that never was."""
+    from evoprune import api
+
+    with rich_observer() as observer:
+        result = api.resume(run, workers=workers, address=address, observer=observer)
+    show_result(result, as_json=as_json)
+
+
+def show_result(result: SearchResult, *, as_json: bool) -> None:
+    """Print ``result``: JSON alone on stdout, or a table with the next steps."""
+    if as_json:
+        print_json({"run": str(result.run), **result.to_json()})
+        return
+    console = stdout_console()
+    console.print(result_table(result))
+    console.print(
+        f"{result.n_evaluations} networks evaluated ({result.n_cached} answered from the cache) "
+        f"in {result.wall_s:.0f} s on {result.device} in {result.precision}",
+        soft_wrap=True,
+    )
+    stderr_console().print(
+        f"run: {result.run}\nnext: evoprune finetune {result.run}    or: evoprune export {result.run}",
+        soft_wrap=True,
+        markup=False,
+    )

@@ -1,0 +1,87 @@
+"""Results as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.markup import escape
+from rich.table import Table
+
+from evoprune.budget import format_count
+from evoprune.finishing import BASELINE_ADAPTATION
+from evoprune.inspection import SpaceSummary
+from evoprune.result import SearchResult
+
+
+def result_table(result: SearchResult) -> Table:
+    """Return the three networks of a search side by side: dense, evolved, and uniform L1 at the same cost."""
+    table = Table(title=f"{escape(result.model)} on {escape(result.data)}, seed {result.seed}", title_justify="left")
+    table.add_column("network", no_wrap=True)
+    for heading in ("MACs", "of dense", "params", "of dense", "test"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    l1_cost = (result.baseline_uniform_l1_macs, result.baseline_uniform_l1_n_params)
+    rows = [
+        ("dense", result.macs_dense, result.n_params_dense, result.test_accuracy_dense),
+        ("evolved", result.macs, result.n_params, result.test_accuracy),
+        ("uniform L1, recalibrated", *l1_cost, result.baseline_uniform_l1_test_accuracy),
+    ]
+    if result.adaptation != BASELINE_ADAPTATION:
+        name = f"uniform L1, {result.adaptation}"
+        rows.append((name, *l1_cost, result.baseline_uniform_l1_adapted_test_accuracy))
+    for name, macs, n_params, accuracy in rows:
+        table.add_row(
+            name,
+            format_count(macs),
+            f"{macs / result.macs_dense:.2%}",
+            format_count(n_params),
+            f"{n_params / result.n_params_dense:.2%}",
+            f"{accuracy:.2%}",
+            style="bold" if name == "evolved" else "",
+        )
+    return table
+
+
+def space_tables(summary: SpaceSummary) -> Iterable[Table | str]:
+    """Yield what ``evoprune inspect`` prints: groups, frozen channels, and the reachable range."""
+    groups = Table(title=f"channel groups of {escape(summary.model)}", title_justify="left")
+    groups.add_column("group", no_wrap=True)
+    for heading in ("channels", "genes", "keeps", "MACs", "params"):
+        groups.add_column(heading, justify="right")
+    groups.add_column("coupled with")
+    for group in summary.groups:
+        kept = f">= {group.min_keep}" + (f", step {group.step}" if group.step > 1 else "")
+        others = [layer for layer in group.layers if layer != group.name]
+        groups.add_row(
+            escape(group.name),
+            str(group.n_channels),
+            str(group.n_channels // group.channels_per_gene),
+            kept,
+            f"{group.macs_share:.1%}",
+            f"{group.params_share:.1%}",
+            escape(_first_of(others)),
+        )
+    yield groups
+    if summary.frozen:
+        frozen = Table(title="frozen channels", title_justify="left")
+        frozen.add_column("layer")
+        frozen.add_column("channels", justify="right")
+        frozen.add_column("reason", overflow="fold")
+        for item in summary.frozen:
+            frozen.add_row(escape(item.name), str(item.n_channels), escape(item.reason))
+        yield frozen
+    yield _range("MACs", summary.macs_dense, summary.macs_range)
+    yield _range("params", summary.n_params_dense, summary.n_params_range)
+    yield f"{summary.n_genes} genes in {len(summary.groups)} groups: at most 2^{summary.n_genes} networks"
+
+
+def _first_of(layers: list[str]) -> str:
+    """Return the first layer and the number of the others; ``--json`` has them all."""
+    return "".join(layers[:1]) + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
+
+
+def _range(name: str, dense: int, reachable: tuple[int, int]) -> str:
+    low, high = reachable
+    return (
+        f"{name}: dense {format_count(dense)}, reachable {format_count(low)} to {format_count(high)} "
+        f"({low / dense:.2%} to {high / dense:.2%})"
+    )

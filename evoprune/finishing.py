@@ -1,0 +1,134 @@
+"""From the winning genome to the network that is handed back, its figures, and what it is compared with."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from evoprune.artefact import Description, added_biases, record_cost, record_genome, save_artefact
+from evoprune.baseline import uniform_l1_genome
+from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
+from evoprune.observer import Observer
+from evoprune.optimisation import accuracy
+from evoprune.options import SearchOptions
+from evoprune.preparation import Preparation
+from evoprune.run_directory import RunDirectory, library_versions, write_atomically
+from evoprune.runner import SearchOutcome
+from fitness.options import FitnessOptions
+from fitness.recipe import final_network
+from search_spaces.errors import ExecutionError
+from search_spaces.genome import BoolArray
+
+#: What the uniform-L1 baseline always gets, whatever adapts the evolved network.
+BASELINE_ADAPTATION = "recalibrate"
+
+
+def finish(
+    run: RunDirectory,
+    options: SearchOptions,
+    preparation: Preparation,
+    outcome: SearchOutcome,
+    observer: Observer,
+) -> Mapping[str, float]:
+    """Write the small network of ``outcome`` to ``best/`` and return the test accuracies by their names in the result.
+
+    The test images are read here and nowhere before.
+
+    Raises:
+        ExecutionError: No genome was judged.
+        ArtefactError: The network cannot be written.
+    """
+    if outcome.best is None:
+        raise ExecutionError("a finished search must have judged at least one genome, but has not; start it again")
+    dense, data, space = preparation.dense.model, preparation.data, preparation.space
+    fitness = fitness_options(options, preparation)
+    baseline = baseline_genome(options, preparation)
+    networks: dict[str, tuple[BoolArray, str] | None] = {
+        "test_accuracy_dense": None,
+        "test_accuracy": (outcome.best.genome, fitness.compensation),
+        "baseline_uniform_l1_test_accuracy": (baseline, BASELINE_ADAPTATION),
+        "baseline_uniform_l1_adapted_test_accuracy": (baseline, fitness.compensation),
+    }
+    accuracies: dict[str, float] = {}
+    observer.on_stage("adapting and testing the networks", len(networks))
+    for n_done, (name, recipe) in enumerate(networks.items()):
+        network = dense
+        if recipe is not None:
+            genome, adaptation = recipe
+            adapted = FitnessOptions(**{**vars(fitness), "compensation": adaptation})
+            network = final_network(dense, space, genome, data, adapted, seed=options.seed)
+        if name == "test_accuracy":
+            save_artefact(run.best_path, network, describe(options, preparation, outcome.best.genome, network))
+        accuracies[name] = test_accuracy(network, preparation)
+        observer.on_step(n_done + 1, {})
+    return accuracies
+
+
+def describe(options: SearchOptions, preparation: Preparation, genome: BoolArray, network: nn.Module) -> Description:
+    """Return what the artefact of the small ``network`` says."""
+    data = preparation.data
+    return Description(
+        model=preparation.dense.record,
+        space=preparation.space_record,
+        genome=record_genome(preparation.space, genome),
+        cost=record_cost(preparation.space, genome),
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        seed=options.seed,
+        data={"name": data.name, "content_hash": data.content_hash},
+        added_biases=added_biases(network, preparation.dense.model),
+        versions=library_versions(),
+    )
+
+
+def fitness_options(options: SearchOptions, preparation: Preparation) -> FitnessOptions:
+    """Return how the candidates of this run are judged."""
+    return options.fitness_options(is_trained_here=preparation.dense.is_trained_here)
+
+
+def baseline_genome(options: SearchOptions, preparation: Preparation) -> BoolArray:
+    """Return the uniform-L1 genome ``(n_genes,)`` at the budget of the run."""
+    budgets: dict[str, float] = {options.metric: preparation.budget}
+    return uniform_l1_genome(preparation.dense.model, preparation.space, budgets, options.seed)
+
+
+def test_accuracy(network: nn.Module, preparation: Preparation) -> float:
+    """Return the share of test images that ``network``, which stays on the CPU, gets right."""
+    device = preparation.device
+    try:
+        return accuracy(network.to(device), preparation.data.test, preparation.data, device=device)
+    finally:
+        network.to(torch.device("cpu"))
+
+
+test_accuracy.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest takes from its name
+
+
+def write_front(run: RunDirectory, store: EvaluationStore, rung: str, metric: str) -> None:
+    """Write the genomes that no other beats in both cost and objective to ``front.csv``, cheapest first."""
+    records = [record for record in store.records(rung) if np.isfinite(record.evaluation.objective)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["macs", "n_params", "objective", "rung", "generation", "genome_digest"])
+    for record in _non_dominated(records, metric):
+        evaluation = record.evaluation
+        writer.writerow(
+            [record.macs, record.n_params, repr(evaluation.objective), rung, record.generation, evaluation.digest]
+        )
+    write_atomically(run.front_path, text.getvalue().encode())
+
+
+def _non_dominated(records: Sequence[StoredEvaluation], metric: str) -> list[StoredEvaluation]:
+    def cost(record: StoredEvaluation) -> int:
+        return record.macs if metric == "macs" else record.n_params
+
+    front: list[StoredEvaluation] = []
+    for record in sorted(records, key=lambda r: (cost(r), r.evaluation.objective, r.evaluation.digest)):
+        if not front or record.evaluation.objective < front[-1].evaluation.objective:
+            front.append(record)
+    return front

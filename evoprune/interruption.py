@@ -1,0 +1,49 @@
+"""One Ctrl-C stops a job at its next safe point; a second one stops it at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from search_spaces.errors import EvoPruneError
+
+
+class InterruptedRunError(EvoPruneError):
+    """A job was asked to stop and did; ``run`` can be resumed, where the job had one already."""
+
+    def __init__(self, run: Path | None, done: str = "") -> None:
+        """Say what was ``done``, and how to go on."""
+        self.run = run
+        remedy = f"continue with: evoprune resume {run}" if run else "nothing was written; start it again"
+        super().__init__(f"stopped{f' after {done}' if done else ''}; {remedy}")
+
+
+@contextmanager
+def stops_on_interrupt(announce: Callable[[], None]) -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT sets; the next one raises ``KeyboardInterrupt``.
+
+    Args:
+        announce: Called once, at the first signal.
+
+    Outside of the main thread, where Python allows no signal handler, the event is never set.
+    """
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+
+    def handle(_: int, __: FrameType | None) -> None:
+        if requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+        announce()
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield requested
+    finally:
+        signal.signal(signal.SIGINT, previous)

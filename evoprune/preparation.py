@@ -1,0 +1,261 @@
+"""From options to a network, images and a search space: everything that a run needs before it has a directory."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evoprune.artefact import ModelRecord, SpaceRecord
+from evoprune.budget import check_reachable, parse_budget
+from evoprune.interruption import InterruptedRunError
+from evoprune.observer import Observer
+from evoprune.options import NetworkOptions, SearchOptions
+from evoprune.training import TrainingRecipe, train_dense
+from fitness.data import ImageData, load_data
+from search_spaces import SearchSpace
+from search_spaces.errors import OptionError
+from search_spaces.models import build_model, default_input_shape, hash_weights, load_weights
+
+TRAINING_SEED = 0
+"""Seed of a dense network that is trained here; not the master seed, so that searches that differ in it share one."""
+
+OBJECT = "object:"
+"""Begins the name of a model or data set that was given as a Python object."""
+
+TRAINED = "trained"
+GIVEN = "given"
+
+
+@dataclass(frozen=True)
+class DenseNetwork:
+    """The network to be made smaller.
+
+    Attributes:
+        model: In eval mode, on the CPU; never changed.
+        name: Its name, or its class for a network that was given as an object.
+        source: Where the weights came from: the path of a file, ``trained`` or ``given``.
+        record: What an artefact says about it.
+    """
+
+    model: nn.Module
+    name: str
+    source: str
+    record: ModelRecord
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether the validation images are new to the network, since it was trained on this data's training images."""
+        return self.source == TRAINED
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a search starts from.
+
+    Attributes:
+        dense: The network.
+        data: The images.
+        space: What of the network may be removed.
+        space_record: How the space was traced.
+        device: Where candidates are evaluated.
+        budget: Share in (0, 1] of the dense cost; 1 where no budget was asked for.
+        hashes: Content hashes that a resumed run must find again.
+    """
+
+    dense: DenseNetwork
+    data: ImageData
+    space: SearchSpace
+    space_record: SpaceRecord
+    device: torch.device
+    budget: float = 1.0
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+def prepare(
+    options: NetworkOptions,
+    observer: Observer,
+    *,
+    model: nn.Module | None = None,
+    data: ImageData | None = None,
+    dense_weights: Path | None = None,
+    device: torch.device,
+) -> Preparation:
+    """Return everything that a search needs; nothing is written but the cache of trained networks.
+
+    The cheap checks come first: a budget that cannot be reached is refused before anything is trained.
+
+    Args:
+        options: Resolved options; a :class:`SearchOptions` has its budget checked against the reachable range.
+        observer: Hears of stages, and may stop a training.
+        model: The dense network, where it was given as an object.
+        data: The images, where they were given as an object.
+        dense_weights: Weights of a network that an earlier part of the same run trained.
+        device: Where candidates are evaluated, and a dense network is trained.
+
+    Raises:
+        UnknownNameError: No model or data set has the name.
+        OptionError: An option breaks a rule that only the network or the data can tell.
+        DataError: The images cannot be read.
+        WeightsError: The weights cannot be read, or belong to another network.
+        TraceError: The network cannot be traced.
+        BudgetError: The budget cannot be reached.
+        InterruptedRunError: The observer asked to stop.
+    """
+    if model is None and not options.model.startswith(OBJECT):
+        build_model(options.model, model_args=options.model_args)  # a misspelt name should not wait for a download
+    if data is None:
+        observer.on_stage(f"reading {options.data}", None)
+        data = load_data(options.data, options.data_root, input_shape=options.input_shape)
+    network = _build(options, model, data.n_classes, data.input_shape, dense_weights)
+    observer.on_stage("tracing the network", None)
+    space_record = _space_record(options)
+    space = space_record.trace(network, data.input_shape)
+    space_record = space_record.model_copy(update={"fingerprint": space.fingerprint})
+    if not space.n_genes:
+        raise OptionError(
+            "a search needs at least one group whose channels may be removed, but all are frozen; "
+            "`evoprune inspect` says why, fewer `--protect` patterns may help"
+        )
+    budget = check_budget(options, space) if isinstance(options, SearchOptions) else 1.0
+    source = GIVEN if model is not None else TRAINED if options.weights is None else str(options.weights)
+    if source == TRAINED and dense_weights is None:
+        network = _train(options, data, device, observer)
+    dense = _describe(network, options, data, source, is_object=model is not None)
+    hashes = {"weights": dense.record.weights_hash, "data": data.content_hash, "space": space.fingerprint}
+    return Preparation(dense, data, space, space_record, device, budget, hashes)
+
+
+def trace_network(
+    options: NetworkOptions, model: nn.Module | None, n_classes: int
+) -> tuple[SearchSpace, tuple[int, int, int]]:
+    """Return the space of a network that is looked at without images, and the input shape it was traced with.
+
+    Raises:
+        EvoPruneError: As :func:`prepare`.
+    """
+    shape = options.input_shape or ((3, 32, 32) if model is not None else default_input_shape(options.model))
+    network = _build(options, model, n_classes, shape, None)
+    return _space_record(options).trace(network, shape), shape
+
+
+def check_budget(options: SearchOptions, space: SearchSpace) -> float:
+    """Return the budget as a share of the dense cost.
+
+    Raises:
+        BudgetError: It cannot be reached.
+    """
+    is_macs = options.metric == "macs"
+    cost_dense = space.macs_dense if is_macs else space.n_params_dense
+    cost_range = space.macs_range if is_macs else space.n_params_range
+    fraction = parse_budget(options.budget).as_fraction(cost_dense, options.metric)
+    check_reachable(fraction, cost_dense, cost_range, options.metric)
+    return fraction
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that ``name`` stands for; ``auto`` is an accelerator where there is one.
+
+    Raises:
+        OptionError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OptionError(f"a device is auto, cpu, cuda or cuda:N, but got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"a device is auto, cpu, cuda or cuda:N, but got {name!r}")
+    n_devices = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= n_devices:
+        raise OptionError(f"device {name!r} must exist, but this machine has {n_devices} CUDA devices; use auto or cpu")
+    return device
+
+
+def _build(
+    options: NetworkOptions,
+    model: nn.Module | None,
+    n_classes: int,
+    input_shape: tuple[int, int, int],
+    dense_weights: Path | None,
+) -> nn.Module:
+    if model is not None:
+        return _private_copy(model)
+    if options.model.startswith(OBJECT):
+        raise OptionError(
+            f"the network {options.model.removeprefix(OBJECT)} was given as a Python object, which its name alone "
+            "cannot rebuild; pass it again as `model=...`"
+        )
+    network = build_model(options.model, n_classes, options.model_args, input_shape)
+    weights = options.weights or dense_weights
+    if weights is not None:
+        load_weights(network, weights)
+    return network
+
+
+def _space_record(options: NetworkOptions) -> SpaceRecord:
+    return SpaceRecord(
+        protect=options.protect,
+        only=options.only,
+        min_channels=options.min_channels,
+        round_to=options.round_to,
+        fingerprint="",
+    )
+
+
+def _private_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the user's ``model`` on the CPU in eval mode, so that nothing done here reaches the original."""
+    try:
+        return copy.deepcopy(model).cpu().eval()
+    except Exception as error:  # copying runs the user's code
+        raise OptionError(
+            f"{type(model).__name__} must be copyable, but copy.deepcopy raised {type(error).__name__}: {error}; "
+            "remove what cannot be copied (open files, locks, generators) from the network"
+        ) from error
+
+
+def _train(options: NetworkOptions, data: ImageData, device: torch.device, observer: Observer) -> nn.Module:
+    recipe = TrainingRecipe(epochs=options.train_epochs)
+    has_begun = False
+
+    def on_progress(epoch: int, n_epochs: int, step: int, n_steps: int, loss: float) -> None:
+        nonlocal has_begun
+        if not has_begun:
+            observer.on_stage(f"training {options.model} on {data.name}, since no weights were given", n_steps)
+            has_begun = True
+        if observer.should_stop():
+            raise InterruptedRunError(None, f"{epoch} of {n_epochs} epochs of training")
+        observer.on_step(step, {"epoch": epoch + 1, "loss": loss})
+
+    trained = train_dense(
+        options.model,
+        data,
+        seed=TRAINING_SEED,
+        model_args=options.model_args,
+        recipe=recipe,
+        device=device,
+        on_progress=on_progress,
+    )
+    what = "trained earlier and read from the cache" if trained.from_cache else f"trained in {trained.seconds:.0f} s"
+    place = f" ({trained.cache_path})" if trained.cache_path else ""
+    observer.on_note(f"no weights given: the dense network was {what}{place}")
+    return trained.model.cpu()
+
+
+def _describe(
+    network: nn.Module, options: NetworkOptions, data: ImageData, source: str, *, is_object: bool
+) -> DenseNetwork:
+    args: dict[str, Any] = {} if is_object else dict(options.model_args)
+    record = ModelRecord(
+        name=None if is_object else options.model,
+        args=args,
+        n_classes=data.n_classes,
+        input_shape=data.input_shape,
+        weights_hash=hash_weights(network),
+    )
+    return DenseNetwork(network, type(network).__name__ if is_object else options.model, source, record)

@@ -1,0 +1,188 @@
+"""What a finished run says about itself: the figures of ``result.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from search_spaces.errors import RunDirectoryError
+
+
+class _Figures(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class ObjectiveFigures(_Figures):
+    """What the search minimised: its name, the winner's value, and the rung and images that the value rests on."""
+
+    name: str
+    value: float
+    rung: str
+    fitness_images: str
+    n_images: int
+
+
+class SearchResult(_Figures):
+    """The figures of a finished search; accuracies are fractions, read once on the test set after the search.
+
+    Attributes:
+        run: The run directory; not part of the file, which may be moved with its folder.
+        model: Name of the network.
+        data: Name of the images.
+        weights: Where the dense weights came from: the path of a file, ``trained`` or ``given``.
+        seed: Master seed.
+        mode: How the space was searched.
+        metric: What the budget counts.
+        budget: The budget as a share of the dense cost.
+        genome_digest: Identity of the mask.
+        macs: Multiply-adds per image of the small network.
+        macs_dense: Of the dense network.
+        n_params: Parameters of the small network.
+        n_params_dense: Of the dense network.
+        n_test_images: Images that the accuracies rest on.
+        test_accuracy_dense: Of the dense network.
+        test_accuracy: Of the small network, with no gradient step taken.
+        adaptation: What was done to the small network instead: a name of ``fitness.options.COMPENSATIONS``.
+        baseline_uniform_l1_test_accuracy: Of the network that keeps the channels of largest L1 norm, an equal share of
+            every group, at the same cost, with its batch-norm statistics estimated anew.
+        baseline_uniform_l1_adapted_test_accuracy: Of that network after the same adaptation as the small network.
+        baseline_uniform_l1_macs: Its multiply-adds.
+        baseline_uniform_l1_n_params: Its parameters.
+        objective: What the search minimised.
+        n_generations: Finished generations.
+        n_evaluations: Evaluations that were made, over all rungs.
+        n_cached: Evaluations that were asked for again and answered from the store.
+        n_failed: Evaluations that failed.
+        search_s: Seconds of the search alone.
+        wall_s: Seconds of the run, resumed parts included, without the training of the dense network.
+        device: What evaluated.
+        precision: Arithmetic of the candidates.
+        workers: Worker processes; 0: inside the process.
+    """
+
+    run: Path
+    model: str
+    data: str
+    weights: str
+    seed: int
+    mode: str
+    metric: str
+    budget: float
+    genome_digest: str
+    macs: int
+    macs_dense: int
+    n_params: int
+    n_params_dense: int
+    n_test_images: int
+    test_accuracy_dense: float
+    test_accuracy: float
+    adaptation: str
+    baseline_uniform_l1_test_accuracy: float
+    baseline_uniform_l1_adapted_test_accuracy: float
+    baseline_uniform_l1_macs: int
+    baseline_uniform_l1_n_params: int
+    objective: ObjectiveFigures
+    n_generations: int
+    n_evaluations: int
+    n_cached: int
+    n_failed: int
+    search_s: float
+    wall_s: float
+    device: str
+    precision: str
+    workers: int
+
+    @property
+    def best_path(self) -> Path:
+        """Folder of the small network, for :func:`evoprune.load`."""
+        return self.run / "best"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``result.json``."""
+        return self.model_dump(mode="json", exclude={"run"})
+
+    @classmethod
+    def from_json(cls, run: Path, content: dict[str, Any]) -> SearchResult:
+        """Return the result that ``content`` of the run directory ``run`` holds.
+
+        Raises:
+            RunDirectoryError: A figure is missing or of another kind.
+        """
+        try:
+            return cls.model_validate({**content, "run": run})
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            raise RunDirectoryError(
+                f"{run / 'result.json'} is damaged: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
+                f"delete it and continue the run with `evoprune resume {run}`"
+            ) from None
+
+
+class EvaluationReport(_Figures):
+    """What a small network achieves on test images.
+
+    Attributes:
+        artefact: Folder of the network.
+        data: Name of the images.
+        n_test_images: How many.
+        test_accuracy: Share of them that it gets right.
+        macs: Its multiply-adds per image.
+        n_params: Its parameters.
+        genome_digest: Identity of its mask.
+        finetuned_epochs: Epochs trained after surgery.
+    """
+
+    artefact: Path
+    data: str
+    n_test_images: int
+    test_accuracy: float
+    macs: int
+    n_params: int
+    genome_digest: str
+    finetuned_epochs: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return self.model_dump(mode="json")
+
+
+class FinetuneResult(_Figures):
+    """The figures of a finetuning; accuracies are fractions.
+
+    Attributes:
+        artefact: Folder of the finetuned network.
+        run: The run that it came from.
+        seed: Of order and augmentation.
+        epochs: Epochs that were asked for.
+        epochs_done: Epochs that were trained, parts included.
+        timed_out: Whether the time limit ended it.
+        val_accuracy: After each epoch, on the validation images.
+        n_test_images: Images that the test accuracies rest on.
+        test_accuracy_before: Before the first step.
+        test_accuracy: After the last one.
+        macs: Multiply-adds per image.
+        n_params: Parameters.
+        wall_s: Seconds.
+        device: Where it was trained.
+    """
+
+    artefact: Path
+    run: Path
+    seed: int
+    epochs: int
+    epochs_done: float
+    timed_out: bool
+    val_accuracy: tuple[float, ...]
+    n_test_images: int
+    test_accuracy_before: float
+    test_accuracy: float
+    macs: int
+    n_params: int
+    wall_s: float
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,220 @@
+"""One process's share of a run: from a run directory and its options to ``result.json``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from evoprune.baseline import l1_scores
+from evoprune.evaluation_store import EvaluationStore
+from evoprune.execution import Executor, InProcessExecutor
+from evoprune.finishing import baseline_genome, finish, fitness_options, write_front
+from evoprune.interruption import InterruptedRunError
+from evoprune.observer import Observer
+from evoprune.options import SearchOptions, resolve_options
+from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
+from evoprune.result import ObjectiveFigures, SearchResult
+from evoprune.run_directory import RunDirectory, write_json
+from evoprune.runner import SearchOutcome, run_search
+from evoprune.search import LadderPlan, Search, SearchConfig
+from evoprune.search_progress import SearchProgress
+from fitness.data import ImageData
+from fitness.network import NETWORK_RUNG
+from fitness.precision import gains_by_bfloat16
+from fitness.recipe import make_recipe
+from search_spaces.errors import OptionError, RunDirectoryError
+
+_DENSE_FILE = "dense.safetensors"
+
+
+def run_session(
+    run: RunDirectory, options: SearchOptions, preparation: Preparation, observer: Observer
+) -> SearchResult:
+    """Run the search of ``run`` from its last checkpoint to its end, and write its network and its result.
+
+    Raises:
+        InterruptedRunError: The user stopped it; it says how to go on.
+        ExecutionError: Workers cannot be had, or every candidate failed.
+        RunDirectoryError: The run directory cannot be written, or another process works on it.
+    """
+    started = time.perf_counter()
+    space, dense = preparation.space, preparation.dense.model
+    config = SearchConfig(
+        budgets={options.metric: preparation.budget},
+        ladder=LadderPlan(judge=NETWORK_RUNG),
+        population_size=options.population_size,
+        n_generations=options.n_generations,
+    )
+    with run.locked():
+        search = Search(space, config, seed=options.seed, channel_scores=l1_scores(dense, space))
+        observer.on_stage("preparing the evaluation", None)
+        with (
+            EvaluationStore(run.evaluations_path, space.n_genes, space.fingerprint) as store,
+            contextlib.closing(make_executor(options, preparation)) as executor,
+        ):
+            search_started = time.perf_counter()
+            outcome = run_search(search, executor, store, run, callbacks=[SearchProgress(observer, options.objective)])
+            search_ended = time.perf_counter()
+            if outcome.status == "interrupted":
+                raise InterruptedRunError(run.path, _progress_of(outcome))
+            write_front(run, store, NETWORK_RUNG, options.metric)
+            n_failed = sum(bool(record.evaluation.failure) for record in store.records())
+        accuracies = finish(run, options, preparation, outcome, observer)
+        wall_s = outcome.elapsed_s + (search_started - started) + (time.perf_counter() - search_ended)
+        result = _result(run, options, preparation, outcome, accuracies, n_failed=n_failed, wall_s=wall_s)
+        write_json(run.result_path, result.to_json())
+    return result
+
+
+def make_executor(options: SearchOptions, preparation: Preparation) -> Executor:
+    """Return where candidates are evaluated; the caller closes it.
+
+    Raises:
+        ExecutionError: Ray cannot be reached, or cannot place the workers.
+    """
+    device = preparation.device
+    recipe = make_recipe(
+        preparation.dense.model,
+        preparation.space,
+        preparation.data,
+        fitness_options(options, preparation),
+        seed=options.seed,
+        device=device,
+    )
+    if not options.workers:
+        # What depends on the dense network alone is computed by one thread too, as on a worker: equal bits.
+        with _one_thread():
+            evaluator = recipe.build()
+        return InProcessExecutor(evaluator, device=device)
+    from evoprune.execution.ray_executor import RayExecutor  # Ray is heavy, and needed here only
+
+    n_gpus = torch.cuda.device_count() / options.workers if device.type == "cuda" else 0
+    return RayExecutor(recipe, options.workers, address=options.address, n_gpus_per_worker=min(n_gpus, 1))
+
+
+def prepare_again(
+    run: RunDirectory, observer: Observer, *, model: nn.Module | None = None, data: ImageData | None = None
+) -> tuple[SearchOptions, Preparation]:
+    """Return options, network, images and space of a run that was started earlier.
+
+    Raises:
+        RunDirectoryError: One of them is not what the run was started with; the message says which.
+        OptionError: The run was started with a Python object, which is needed again.
+    """
+    options = read_options(run)
+    for name, given in (("model", model), ("data", data)):
+        if getattr(options, name).startswith(OBJECT) and given is None:
+            raise OptionError(
+                f"the run {run.path} was started with a {name} given as a Python object, which its name alone cannot "
+                f"rebuild; continue it from Python and pass `{name}=...`"
+            )
+    dense_weights = run.path / _DENSE_FILE
+    preparation = prepare(
+        options,
+        observer,
+        model=model,
+        data=data,
+        dense_weights=dense_weights if dense_weights.is_file() else None,
+        device=resolve_device(options.device),
+    )
+    run.check_hashes(preparation.hashes)
+    return options, preparation
+
+
+def read_options(run: RunDirectory) -> SearchOptions:
+    """Return the resolved options of ``run``.
+
+    Raises:
+        RunDirectoryError: They are damaged.
+    """
+    try:
+        return resolve_options(SearchOptions, run.read_config()["options"])
+    except (OptionError, ValueError) as error:
+        raise RunDirectoryError(
+            f"the options in {run.config_path} must be those of this evoprune, but {error}; restore the file, "
+            "or use the evoprune that wrote it"
+        ) from error
+
+
+def save_dense(run: RunDirectory, dense: DenseNetwork) -> None:
+    """Keep the weights of a network that was trained for this run, so that the run does not depend on a cache."""
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in dense.model.state_dict().items()}
+    unfinished = run.path / f".{_DENSE_FILE}"
+    try:
+        save_file(tensors, unfinished)
+        unfinished.chmod(0o644)  # safetensors writes for the owner alone
+        unfinished.replace(run.path / _DENSE_FILE)
+    except OSError as error:
+        raise RunDirectoryError(f"{run.path} must be writable, but {error}; free some space") from error
+
+
+def _result(
+    run: RunDirectory,
+    options: SearchOptions,
+    preparation: Preparation,
+    outcome: SearchOutcome,
+    accuracies: Mapping[str, float],
+    *,
+    n_failed: int,
+    wall_s: float,
+) -> SearchResult:
+    assert outcome.best is not None
+    space, fitness = preparation.space, fitness_options(options, preparation)
+    best, baseline = outcome.best.genome[None], baseline_genome(options, preparation)[None]
+    is_bfloat16 = gains_by_bfloat16(preparation.device)
+    return SearchResult(
+        run=run.path,
+        model=preparation.dense.name,
+        data=preparation.data.name,
+        weights=preparation.dense.source,
+        seed=options.seed,
+        mode=options.mode,
+        metric=options.metric,
+        budget=preparation.budget,
+        genome_digest=outcome.best.digest,
+        macs=int(space.macs(best)[0]),
+        macs_dense=space.macs_dense,
+        n_params=int(space.n_params(best)[0]),
+        n_params_dense=space.n_params_dense,
+        n_test_images=len(preparation.data.test),
+        adaptation=fitness.compensation,
+        baseline_uniform_l1_macs=int(space.macs(baseline)[0]),
+        baseline_uniform_l1_n_params=int(space.n_params(baseline)[0]),
+        objective=ObjectiveFigures(
+            name=options.objective,
+            value=outcome.best.objective,
+            rung=outcome.best.rung,
+            fitness_images=fitness.fitness_images,
+            n_images=min(fitness.n_fitness_images, len(preparation.data.val)),
+        ),
+        n_generations=outcome.generation,
+        n_evaluations=outcome.n_evaluations,
+        n_cached=outcome.n_cached,
+        n_failed=n_failed,
+        search_s=outcome.elapsed_s,
+        wall_s=wall_s,
+        device=str(preparation.device),
+        precision="bf16" if is_bfloat16 else "fp32",
+        workers=options.workers,
+        **accuracies,
+    )
+
+
+def _progress_of(outcome: SearchOutcome) -> str:
+    done = "the initial population" if outcome.generation == 0 else f"generation {outcome.generation}"
+    return f"{done if outcome.generation >= 0 else 'less than one generation'}, {outcome.n_evaluations} evaluations"
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)

@@ -22,7 +22,6 @@ from rich.progress import (
 from evoprune.cli.console import stderr_console
 from evoprune.interruption import stops_on_interrupt
 
-
 _SECONDS_PER_LINE = 15.0
 
 

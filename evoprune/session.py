@@ -106,6 +106,7 @@ def prepare_again(
         RunDirectoryError: One of them is not what the run was started with; the message says which.
         OptionError: The run was started with a Python object, which is needed again.
     """
+    run.check_hashes(run.read_config()["hashes"])  # edited options, before anything is built from them
     options = read_options(run)
     for name, given in (("model", model), ("data", data)):
         if getattr(options, name).startswith(OBJECT) and given is None:

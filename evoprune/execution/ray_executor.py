@@ -82,7 +82,7 @@ class RayExecutor:
         n_gpus_per_worker: float = 0,
         chunk_size: int | None = None,
         max_deaths: int = 2,
-        start_timeout_s: float = 300.0,
+        start_timeout_s: float = 120.0,
     ) -> None:
         if n_workers < 1 or max_deaths < 1 or (chunk_size is not None and chunk_size < 1):
             raise OptionError(

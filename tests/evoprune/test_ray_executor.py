@@ -13,10 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import InProcessExecutor
+from evoprune.run_directory import RunDirectory
+from evoprune.runner import run_search
+from evoprune.search import LadderPlan, Search, SearchConfig
 from search_spaces.errors import ExecutionError
 from search_spaces.genome import BoolArray, genome_digest
-from tests.evoprune.fakes import FakeRecipe, make_target
+from tests.evoprune.fakes import FakeRecipe, make_target, tiny_space
 
 pytestmark = [
     pytest.mark.ray,
@@ -90,6 +94,41 @@ def test_a_recipe_that_cannot_be_built_is_an_error() -> None:
 
     with pytest.raises(ExecutionError, match="no evaluator can be built from this recipe"):
         RayExecutor(FakeRecipe(RECIPE.arrays, broken=True), 1)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_search_on_ray_is_the_search_in_process(tmp_path: Path) -> None:
+    from evoprune.execution.ray_executor import RayExecutor
+
+    space = tiny_space()
+    config = SearchConfig({"macs": 0.5}, LadderPlan("network", elite="dear"), population_size=8, n_generations=3)
+    recipe = FakeRecipe({"target": make_target(space.n_genes)})
+    states, records = [], []
+    for n_workers in (0, 1, 2):
+        executor = RayExecutor(recipe, n_workers) if n_workers else InProcessExecutor(recipe.build(), 2)
+        search = Search(space, config, seed=3)
+        run = RunDirectory.create(tmp_path / str(len(states)), options={}, hashes={})
+        with EvaluationStore(run.evaluations_path, space.n_genes) as store:
+            run_search(search, executor, store, run)
+            records.append([(r.evaluation, r.generation, r.position) for r in store.records()])
+        executor.close()
+        states.append(search.state())
+    for state, evaluations in zip(states, records, strict=True):
+        assert evaluations == records[0]
+        assert state.data == states[0].data
+        for name, array in state.arrays.items():
+            np.testing.assert_array_equal(array, states[0].arrays[name])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_a_busy_cluster_does_not_start_in_time_are_an_error() -> None:
+    from evoprune.execution.ray_executor import RayExecutor
+
+    first = RayExecutor(RECIPE, 2)
+    with pytest.raises(ExecutionError, match=r"1 workers must start, but 1 did not within 0\.5 s; the cluster is busy"):
+        RayExecutor(RECIPE, 1, start_timeout_s=0.5)
+    assert not any(e.failure for e in first.evaluate(GENOMES, "network"))
+    first.close()
 
 
 INTERRUPTED = """

@@ -1,0 +1,213 @@
+"""A run from the command line, and everything that can be done with it afterwards."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import evoprune
+from evoprune.artefact import read_description
+from fitness.data import load_data, normalise
+from search_spaces.models import build_model, load_weights
+from tests.integration.command_line import MODEL, QUICK, Outcome, run, write_images, write_weights
+
+FIELDS = {
+    *("model", "seed", "genome_digest", "macs", "macs_dense", "n_params", "n_params_dense", "test_accuracy_dense"),
+    *("test_accuracy", "baseline_uniform_l1_test_accuracy", "n_evaluations", "n_cached", "wall_s", "device", "workers"),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_images(folder / "images.npz")
+    write_weights(folder / "weights.safetensors")
+    return folder
+
+
+def _search(inputs: Path, out: Path, *options: str) -> Outcome:
+    weights, images = inputs / "weights.safetensors", f"npz:{inputs / 'images.npz'}"
+    return run("search", *MODEL, "--weights", weights, "--data", images, *QUICK, "--out", out, *options)
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("finished") / "RUN"
+    outcome = _search(inputs, folder, "--budget", "0.5", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    return folder, outcome.json
+
+
+def _evaluations(folder: Path) -> list[Any]:
+    with sqlite3.connect(folder / "evaluations.sqlite") as connection:
+        columns = "digest, rung, generation, position, genome, objective, metrics"
+        rows = connection.execute(f"SELECT {columns} FROM evaluations ORDER BY generation, position, digest").fetchall()
+    connection.close()
+    return rows
+
+
+def test_json_alone_is_on_stdout_and_is_the_result(finished: tuple[Path, Any]) -> None:
+    folder, printed = finished
+    written = json.loads((folder / "result.json").read_text())
+    assert printed.keys() >= FIELDS
+    assert {"run": str(folder), **written} == printed
+
+
+def test_the_figures_are_right(inputs: Path, finished: tuple[Path, Any]) -> None:
+    folder, result = finished
+    dense = build_model("vgg16", 10, {"width": 0.0625}, (3, 16, 16))
+    load_weights(dense, inputs / "weights.safetensors")
+    data = load_data(f"npz:{inputs / 'images.npz'}")
+    batch = next(data.test.batches(100))
+    small = evoprune.load(folder / "best")
+    for network, macs, n_params, accuracy in (
+        (dense, "macs_dense", "n_params_dense", "test_accuracy_dense"),
+        (small, "macs", "n_params", "test_accuracy"),
+    ):
+        counter = FlopCounterMode(display=False)
+        with torch.inference_mode(), counter:
+            network(torch.zeros(1, 3, 16, 16))
+        assert counter.get_total_flops() == 2 * result[macs]
+        assert sum(parameter.numel() for parameter in network.parameters()) == result[n_params]
+        with torch.inference_mode():
+            logits = network(normalise(batch.images, data.mean, data.std))
+        found = float((logits.argmax(1) == batch.labels).float().mean())
+        assert result[accuracy] == pytest.approx(found, abs=0.1)  # measured in bfloat16 where the processor has it
+    assert 0.3 * result["macs_dense"] < result["macs"] <= 0.5 * result["macs_dense"]
+    assert result["baseline_uniform_l1_macs"] <= 0.5 * result["macs_dense"]
+    assert result["n_test_images"] == 40
+    assert len(_evaluations(folder)) == result["n_evaluations"]
+
+
+def test_a_fresh_process_loads_the_network_that_was_in_memory(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, result = finished
+    program = """
+import sys, numpy, torch, evoprune
+network = evoprune.load(sys.argv[1])
+images = torch.from_numpy(numpy.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype("float32"))
+with torch.inference_mode():
+    numpy.save(sys.argv[2], network(images).numpy())
+"""
+    arguments = [sys.executable, "-c", program, str(folder / "best"), str(tmp_path / "logits.npy")]
+    subprocess.run(arguments, check=True, cwd=Path(__file__).parents[2], timeout=120)
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32))
+    with torch.inference_mode():
+        here = evoprune.load(folder / "best")(images).numpy()
+    assert np.allclose(np.load(tmp_path / "logits.npy"), here, atol=1e-5)
+    assert read_description(folder / "best").genome.digest == result["genome_digest"]
+
+
+def test_the_front_is_mutually_non_dominated(finished: tuple[Path, Any]) -> None:
+    folder, result = finished
+    rows = list(csv.DictReader((folder / "front.csv").read_text().splitlines()))
+    macs, objectives = [int(row["macs"]) for row in rows], [float(row["objective"]) for row in rows]
+    assert macs == sorted(set(macs))
+    assert objectives == sorted(set(objectives), reverse=True)
+    assert rows[-1]["genome_digest"] == result["genome_digest"]
+
+
+def test_the_same_seed_gives_the_same_run(inputs: Path, finished: tuple[Path, Any], tmp_path: Path) -> None:
+    again = _search(inputs, tmp_path / "again", "--budget", "50%", "--json").json
+    assert again["genome_digest"] == finished[1]["genome_digest"]
+    assert _evaluations(tmp_path / "again") == _evaluations(finished[0])
+    other = _search(inputs, tmp_path / "other", "--budget", "0.5", "--seed", "4", "--json").json
+    assert other["genome_digest"] != again["genome_digest"]
+
+
+def test_a_seed_is_drawn_and_recorded(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights, images = inputs / "weights.safetensors", f"npz:{inputs / 'images.npz'}"
+    options = [*MODEL, "--weights", weights, "--data", images, *QUICK[2:], "--generations", "0", "--json"]
+    result = run("search", *options).json
+    folder = Path("runs") / f"vgg16-npz-{result['seed']}"
+    assert json.loads((folder / "config.json").read_text())["options"]["seed"] == result["seed"]
+    second = run("search", *options, "--seed", str(result["seed"])).json
+    assert second["run"] == str((tmp_path / folder).with_name(f"{folder.name}-2"))
+    assert second["genome_digest"] == result["genome_digest"]
+
+
+def test_the_summary_names_the_three_networks_and_the_next_steps(inputs: Path, tmp_path: Path) -> None:
+    outcome = _search(inputs, tmp_path / "RUN", "--metric", "params", "--budget", "0.6")
+    for text in ("dense", "evolved", "uniform L1", "networks evaluated"):
+        assert text in outcome.stdout
+    assert f"evoprune finetune {tmp_path / 'RUN'}" in outcome.stderr
+    result = json.loads((tmp_path / "RUN" / "result.json").read_text())
+    assert 0.5 * result["n_params_dense"] < result["n_params"] <= 0.6 * result["n_params_dense"]
+
+
+def test_resume_of_a_finished_run_prints_its_result(finished: tuple[Path, Any]) -> None:
+    outcome = run("resume", finished[0], "--json")
+    assert outcome.exit_code == 0
+    assert outcome.json == finished[1]
+    assert "is finished" in outcome.stderr
+
+
+def test_evaluate_agrees_with_the_search(inputs: Path, finished: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, result = finished
+    for place in (folder, folder / "best"):
+        assert run("evaluate", place, "--json").json["test_accuracy"] == result["test_accuracy"]
+    assert "test accuracy" in run("evaluate", folder).stdout
+    elsewhere = tmp_path / "elsewhere"
+    assert run("export", folder, "--out", elsewhere).exit_code == 0
+    assert "name them with --data" in run("evaluate", elsewhere).message
+    named = run("evaluate", elsewhere, "--data", f"npz:{inputs / 'images.npz'}", "--json").json
+    assert named["test_accuracy"] == result["test_accuracy"]
+
+
+def test_finetune_writes_an_artefact_of_its_own(finished: tuple[Path, Any]) -> None:
+    folder, result = finished
+    outcome = run("finetune", folder, "--epochs", "2", "--batch-size", "16", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    finetuned = outcome.json
+    assert finetuned["artefact"] == str(folder / "finetuned")
+    assert finetuned["test_accuracy_before"] == result["test_accuracy"]
+    assert finetuned["epochs_done"] == 2
+    assert len(finetuned["val_accuracy"]) == 2
+    assert read_description(folder / "finetuned").finetuned_epochs == 2
+    assert run("evaluate", folder / "finetuned", "--json").json["test_accuracy"] == finetuned["test_accuracy"]
+    again = run("finetune", folder, "--epochs", "1", "--max-time", "60")
+    assert str(folder / "finetuned-2") in again.stdout
+    taken = run("finetune", folder, "--epochs", "1", "--out", folder / "best")
+    assert taken.exit_code == 2
+    assert "choose another --out" in taken.message
+
+
+def test_export_prints_what_it_wrote(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    outcome = run(
+        "export", finished[0], "--format", "pt2", "--format", "safetensors", "--out", tmp_path / "x", "--json"
+    )
+    assert [Path(file["path"]).name for file in outcome.json] == ["model.pt2", "weights.safetensors", "evoprune.json"]
+    assert "logits within" in run("export", finished[0], "--format", "pt2", "--out", tmp_path / "y").stdout
+
+
+def test_inspect_lists_groups_frozen_channels_and_the_reachable_range() -> None:
+    summary = run("inspect", "--model", "resnet20", "--json").json
+    assert summary["macs_dense"] == pytest.approx(40.55e6, rel=1e-3)
+    assert sum(group["n_channels"] for group in summary["groups"]) == summary["n_genes"]
+    assert summary["frozen"] == [{"name": "linear", "n_channels": 10, "reason": "is an output of the network"}]
+    text = run("inspect", "--model", "resnet20", "--protect", "layer3*").stdout
+    assert "frozen channels" in text
+    assert "reachable" in text
+
+
+def test_list_shows_every_section() -> None:
+    names = run("list", "--json").json
+    assert names.keys() >= {"models", "data", "criteria", "fitness", "modes"}
+    assert "resnet56" in names["models"]
+    assert run("list", "models", "--json").json == {"models": names["models"]}
+    assert "imagefolder:PATH" in run("list", "data").stdout
+
+
+def test_importing_evoprune_does_not_import_ray() -> None:
+    program = "import sys, evoprune, evoprune.cli; assert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=120)

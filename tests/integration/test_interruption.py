@@ -1,0 +1,157 @@
+"""Stopped, killed, resumed, with any number of workers: the outcome is that of one uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import evoprune
+from evoprune.interruption import InterruptedRunError
+from evoprune.observer import SilentObserver
+from tests.integration.command_line import run, write_images, write_weights
+
+ROOT = Path(__file__).parents[2]
+#: A script that kills itself in the middle of a generation, as a power cut would.
+KILLED = """
+import os, signal, sys
+import evoprune
+from evoprune.observer import SilentObserver
+
+class Killer(SilentObserver):
+    def on_step(self, n_done, figures):
+        if 2 < n_done < 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+options = eval(sys.argv[1])
+evoprune.search(observer=Killer(), **options)
+"""
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("inputs")
+    return {
+        "model": "vgg16",
+        "model_args": {"width": 0.0625},
+        "weights": str(write_weights(folder / "weights.safetensors")),
+        "data": f"npz:{write_images(folder / 'images.npz')}",
+        "budget": 0.5,
+        "seed": 5,
+        "population_size": 6,
+        "n_generations": 4,
+        "n_fitness_images": 16,
+        "n_calibration_images": 16,
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "RUN"
+    evoprune.search(**options, out=folder)
+    return folder
+
+
+def _same_run(first: Path, second: Path) -> None:
+    results = [json.loads((folder / "result.json").read_text()) for folder in (first, second)]
+    for result in results:
+        for name in ("wall_s", "search_s", "workers"):
+            del result[name]
+    assert results[0] == results[1]
+    assert _evaluations(first) == _evaluations(second)
+    assert (first / "front.csv").read_bytes() == (second / "front.csv").read_bytes()
+    for name in ("weights.safetensors", "evoprune.json"):
+        assert (first / "best" / name).read_bytes() == (second / "best" / name).read_bytes()
+
+
+def _evaluations(folder: Path) -> list[Any]:
+    connection = sqlite3.connect(folder / "evaluations.sqlite")
+    columns = "digest, rung, generation, position, genome, objective, metrics"
+    rows = connection.execute(f"SELECT {columns} FROM evaluations ORDER BY generation, position, digest").fetchall()
+    connection.close()
+    return rows
+
+
+class _CtrlC(SilentObserver):
+    """Presses Ctrl-C when ``n_done`` is reached in the stage ``name``."""
+
+    def __init__(self, name: str, n_done: float) -> None:
+        self._name, self._n_done = name, n_done
+        self._stage = ""
+        self._is_pressed = False
+
+    def on_stage(self, name: str, n_steps: int | None) -> None:  # noqa: ARG002
+        self._stage = name
+
+    def on_step(self, n_done: float, figures: Mapping[str, float]) -> None:  # noqa: ARG002
+        if self._stage == self._name and n_done >= self._n_done and not self._is_pressed:
+            self._is_pressed = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("moment", [0.5, 2.0, 3.4])
+def test_ctrl_c_saves_and_names_the_command_that_continues(
+    options: dict[str, Any], uninterrupted: Path, tmp_path: Path, moment: float
+) -> None:
+    folder = tmp_path / "RUN"
+    with pytest.raises(InterruptedRunError, match=rf"continue with: evoprune resume {folder}"):
+        evoprune.search(**options, out=folder, observer=_CtrlC("generations", moment))
+    assert not (folder / "result.json").exists()
+    outcome = run("resume", folder, "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    _same_run(folder, uninterrupted)
+
+
+def test_sigkill_in_the_middle_of_a_generation(options: dict[str, Any], uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "RUN"
+    arguments = [sys.executable, "-c", KILLED, repr({**options, "out": str(folder)})]
+    assert subprocess.run(arguments, cwd=ROOT, timeout=300).returncode == -signal.SIGKILL
+    assert not (folder / "result.json").exists()
+    evoprune.resume(folder)
+    _same_run(folder, uninterrupted)
+
+
+def test_ctrl_c_while_the_dense_network_is_trained_leaves_nothing(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path / "cache"))
+
+    class Stopping(SilentObserver):
+        def should_stop(self) -> bool:
+            return True
+
+    untrained = {**options, "weights": None}
+    with pytest.raises(InterruptedRunError, match="epochs of training; nothing was written"):
+        evoprune.search(**untrained, out=tmp_path / "RUN", observer=Stopping())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_ends_with_130_and_one_line(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise InterruptedRunError(tmp_path / "RUN", "generation 3, 96 evaluations")
+
+    monkeypatch.setattr("evoprune.api.search", interrupted)
+    outcome = run("search")
+    assert outcome.exit_code == 130
+    assert outcome.stdout == ""
+    expected = f"stopped after generation 3, 96 evaluations; continue with: evoprune resume {tmp_path / 'RUN'}"
+    assert outcome.stderr.strip() == expected
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_ray_workers_give_the_same_run(options: dict[str, Any], uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "RUN"
+    result = evoprune.search(**options, out=folder, workers=2)
+    assert result.workers == 2
+    _same_run(folder, uninterrupted)

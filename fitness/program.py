@@ -163,6 +163,7 @@ class Program:
                 layer = self._fold(operation, records[operation.name], norm)
                 self.layers[operation.name] = layer
             self.steps.append(Step(self._resolved(operation), operation.target, "", layer, ()))
+        self.steps = _shortcuts_first(self.steps, [self._alias.get(name, name) for name in graph.outputs])
         self._plan_memory()
 
     def _resolved(self, operation: Operation) -> Operation:
@@ -347,6 +348,31 @@ class Program:
     def layer_order(self) -> Iterator[FoldedLayer]:
         """Yield the layers in order of execution."""
         return (step.layer for step in self.steps if step.layer is not None)
+
+
+def _shortcuts_first(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
+    """Return ``steps`` in an order in which a sum's shortcut is ready before the layer that is added to it runs.
+
+    Compensation lets that layer absorb what the shortcut lost, so it has to know it. The order is a depth-first one from the
+    outputs; among the two sides of a sum the layer comes last.
+    """
+    by_name = {step.operation.name: step for step in steps}
+    done: dict[str, Step] = {}
+    stack = [(name, False) for name in reversed(outputs)]
+    while stack:
+        name, is_expanded = stack.pop()
+        if name in done or name not in by_name:
+            continue
+        step = by_name[name]
+        if is_expanded:
+            done[name] = step
+            continue
+        stack.append((name, True))
+        needs = list(dict.fromkeys(step.operation.refs()))
+        if step.operation.op == "add":
+            needs.sort(key=lambda need: need in by_name and by_name[need].layer is not None)
+        stack.extend((need, False) for need in reversed(needs))
+    return list(done.values())
 
 
 def slice_layer(layer: FoldedLayer, genome: BoolArray) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,21 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from search_spaces.errors import OptionError, UnknownNameError
-from search_spaces.genome import IntArray
+from search_spaces.genome import BoolArray, IntArray
 from search_spaces.provenance import FIXED, Provenance
 
 #: Gene index of a slice that is always kept.
 KEPT = -1
+
+
+def kept_slices(genes: IntArray, genome: BoolArray) -> BoolArray:
+    """Return which slices of a tensor a genome keeps.
+
+    Args:
+        genes: ``(n_slices,)`` gene of each slice, or :data:`KEPT`.
+        genome: ``(n_genes,)``, True = keep.
+    """
+    return np.append(genome, True)[genes]  # KEPT is -1, the appended element
 
 
 @dataclass(frozen=True)

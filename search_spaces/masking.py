@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.genome import BoolArray
-from search_spaces.groups import KEPT
+from search_spaces.groups import kept_slices
 from search_spaces.surgery import named_tensors
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def masked(model: nn.Module, space: SearchSpace, genome: BoolArray) -> Iterator[
         try:
             with torch.no_grad():
                 for name, axis in space.consumer_slots:
-                    genes = space.slot_genes[name, axis]
-                    dropped = np.flatnonzero((genes != KEPT) & ~genome[np.maximum(genes, 0)])
+                    dropped = np.flatnonzero(~kept_slices(space.slot_genes[name, axis], genome))
                     if len(dropped):
                         weight = tensors[name]
                         saved.append((weight, weight.detach().clone()))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from search_spaces.errors import GenomeShapeError
 from search_spaces.genome import BoolArray
-from search_spaces.groups import KEPT
+from search_spaces.groups import kept_slices
 
 if TYPE_CHECKING:
     from search_spaces.space import SearchSpace
@@ -48,14 +48,14 @@ def prune_model(model: nn.Module, space: SearchSpace, genome: BoolArray) -> nn.M
     _fit_attributes(model, small)
     for path, genes in space.pad_genes.items():
         pad: Any = small.get_submodule(path)
-        kept = _keep(genes, genome)
+        kept = kept_slices(genes, genome)
         before, after = int(pad.before), int(pad.after)
         pad.before = int(kept[:before].sum())
         pad.after = int(kept[len(kept) - after :].sum())
     for path, genes in space.genes.norm_genes.items():
         norm: Any = small.get_submodule(path)
         if hasattr(norm, "num_features"):
-            norm.num_features = int(_keep(genes, genome).sum())
+            norm.num_features = int(kept_slices(genes, genome).sum())
     space.remove_blocks(small, genome)
     return small
 
@@ -71,7 +71,7 @@ def slice_tensor(name: str, tensor: Tensor, space: SearchSpace, genome: BoolArra
         genes = space.slot_genes.get((name, axis))
         if genes is None:
             continue
-        keep = _keep(genes, genome)
+        keep = kept_slices(genes, genome)
         if not keep.all():
             tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(keep)).to(tensor.device))
     return tensor
@@ -83,10 +83,6 @@ def _sliced(name: str, tensor: Tensor, space: SearchSpace, genome: BoolArray) ->
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
         sliced = sliced.contiguous(memory_format=torch.channels_last)
     return nn.Parameter(sliced, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced
-
-
-def _keep(genes: Any, genome: BoolArray) -> BoolArray:
-    return np.where(genes == KEPT, True, genome[np.maximum(genes, 0)])
 
 
 def _fit_attributes(dense: nn.Module, small: nn.Module) -> None:

@@ -400,7 +400,12 @@ class Decoder(Net):
 class VolumeNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.norm, self.two, self.head = nn.Conv3d(3, 6, 3), nn.BatchNorm3d(6), nn.Conv3d(6, 4, 1), nn.Linear(4, 2)
+        self.one, self.norm, self.two, self.head = (
+            nn.Conv3d(3, 6, 3),
+            nn.BatchNorm3d(6),
+            nn.Conv3d(6, 4, 1),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.avg_pool3d(F.relu(self.norm(self.one(x))), 2)
@@ -410,7 +415,12 @@ class VolumeNet(nn.Module):
 class SignalNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.norm, self.two, self.head = nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.Conv1d(6, 4, 1), nn.Linear(4, 2)
+        self.one, self.norm, self.two, self.head = (
+            nn.Conv1d(3, 6, 3),
+            nn.BatchNorm1d(6),
+            nn.Conv1d(6, 4, 1),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool1d(F.relu(self.norm(self.one(x))), 2)
@@ -437,7 +447,9 @@ class Pattern:
 PATTERNS: Mapping[str, Pattern] = {
     "chain": Pattern(lambda: Chain(conv_bn(3, 6), conv_bn(6, 4), conv_bn(4, 5), width=5), 15),
     "chain without batch norm": Pattern(lambda: Chain(conv(3, 6), nn.ReLU(), conv(6, 4), nn.Tanh(), width=4), 10),
-    "chain without bias": Pattern(lambda: Chain(conv(3, 6, bias=False), nn.ReLU(), conv(6, 4, bias=False), width=4), 10),
+    "chain without bias": Pattern(
+        lambda: Chain(conv(3, 6, bias=False), nn.ReLU(), conv(6, 4, bias=False), width=4), 10
+    ),
     "bias under batch norm": Pattern(
         lambda: Chain(conv(3, 6), nn.BatchNorm2d(6), nn.Sigmoid(), conv(6, 4), nn.BatchNorm2d(4), width=4), 10
     ),
@@ -446,7 +458,10 @@ PATTERNS: Mapping[str, Pattern] = {
     ),
     "dilated and strided": Pattern(
         lambda: Chain(
-            nn.Conv2d(3, 6, 3, stride=2, padding=2, dilation=2), nn.ELU(), nn.Conv2d(6, 4, (1, 3), stride=(1, 2)), width=4
+            nn.Conv2d(3, 6, 3, stride=2, padding=2, dilation=2),
+            nn.ELU(),
+            nn.Conv2d(6, 4, (1, 3), stride=(1, 2)),
+            width=4,
         ),
         10,
     ),
@@ -457,7 +472,9 @@ PATTERNS: Mapping[str, Pattern] = {
         lambda: Chain(conv(3, 6), nn.PReLU(6), conv(6, 4), nn.PReLU(), conv(4, 5), nn.PReLU(1), width=5), 15
     ),
     "instance norm": Pattern(
-        lambda: Chain(conv(3, 6), nn.InstanceNorm2d(6, affine=True), nn.ReLU(), conv(6, 4), nn.InstanceNorm2d(4), width=4),
+        lambda: Chain(
+            conv(3, 6), nn.InstanceNorm2d(6, affine=True), nn.ReLU(), conv(6, 4), nn.InstanceNorm2d(4), width=4
+        ),
         10,
     ),
     "instance norm with statistics": Pattern(
@@ -466,14 +483,14 @@ PATTERNS: Mapping[str, Pattern] = {
     "group norm": Pattern(
         lambda: Chain(conv(3, 6), nn.GroupNorm(3, 6), nn.ReLU(), conv_bn(6, 4), width=4), 4, reason="group_norm"
     ),
-    "one channel": Pattern(lambda: Chain(conv(1, 6), nn.ReLU(), conv(6, 1), nn.ReLU(), conv(1, 4), width=4), 10, lambda: image(1)),
+    "one channel": Pattern(
+        lambda: Chain(conv(1, 6), nn.ReLU(), conv(6, 1), nn.ReLU(), conv(1, 4), width=4), 10, lambda: image(1)
+    ),
     "depthwise": Pattern(lambda: Chain(conv_bn(3, 6), conv_bn(6, 6, groups=6), conv_bn(6, 4, 1), width=4), 10),
     "depthwise with multiplier": Pattern(
         lambda: Chain(conv_bn(3, 6), conv_bn(6, 12, groups=6), conv_bn(12, 4, 1), width=4), 10
     ),
-    "depthwise on the image": Pattern(
-        lambda: Chain(conv_bn(3, 6, groups=3), conv_bn(6, 4), width=4), 4
-    ),
+    "depthwise on the image": Pattern(lambda: Chain(conv_bn(3, 6, groups=3), conv_bn(6, 4), width=4), 4),
     "grouped": Pattern(lambda: Chain(conv_bn(3, 8), conv_bn(8, 12, groups=4), conv_bn(12, 4), width=4), 2 + 3 + 4),
     "grouped to depthwise": Pattern(
         lambda: Chain(conv_bn(3, 8), conv_bn(8, 8, groups=4), conv_bn(8, 8, groups=8), conv(8, 4), width=4), 2 + 2 + 4
@@ -486,15 +503,24 @@ PATTERNS: Mapping[str, Pattern] = {
         3 + 4 + 4,
     ),
     "transposed depthwise": Pattern(
-        lambda: Chain(conv_bn(3, 6), nn.ConvTranspose2d(6, 6, 2, stride=2, groups=6), nn.ReLU(), conv(6, 4), width=4), 10
+        lambda: Chain(conv_bn(3, 6), nn.ConvTranspose2d(6, 6, 2, stride=2, groups=6), nn.ReLU(), conv(6, 4), width=4),
+        10,
     ),
     "transposed depthwise with multiplier": Pattern(
         lambda: Chain(conv_bn(3, 6), nn.ConvTranspose2d(6, 12, 2, groups=6), nn.ReLU(), conv(12, 4), width=4), 10
     ),
     "pooling and upsampling": Pattern(
         lambda: Chain(
-            conv_bn(3, 6), nn.MaxPool2d(2), nn.Upsample(scale_factor=2), conv(6, 5), nn.AvgPool2d(3, 1), nn.ReflectionPad2d(1),
-            conv(5, 4), nn.Upsample(scale_factor=2, mode="bilinear"), nn.AdaptiveMaxPool2d(2), width=4,
+            conv_bn(3, 6),
+            nn.MaxPool2d(2),
+            nn.Upsample(scale_factor=2),
+            conv(6, 5),
+            nn.AvgPool2d(3, 1),
+            nn.ReflectionPad2d(1),
+            conv(5, 4),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            nn.AdaptiveMaxPool2d(2),
+            width=4,
         ),
         15,
     ),
@@ -535,9 +561,7 @@ PATTERNS: Mapping[str, Pattern] = {
     "mean over channels": Pattern(WholeMean, 5, reason="over channels"),
     "image added to features": Pattern(FrozenInputSum, 6 + 5, reason="fixed channels"),
     "decoder": Pattern(Decoder, 6 + 5 + 4, lambda: (torch.ones(1, 8, dtype=torch.float64),)),
-    "three dimensions": Pattern(
-        lambda: VolumeNet(), 10, lambda: (torch.ones(1, 3, 4, 6, 6, dtype=torch.float64),)
-    ),
+    "three dimensions": Pattern(lambda: VolumeNet(), 10, lambda: (torch.ones(1, 3, 4, 6, 6, dtype=torch.float64),)),
     "one dimension": Pattern(lambda: SignalNet(), 10, lambda: (torch.ones(1, 3, 16, dtype=torch.float64),)),
 }
 

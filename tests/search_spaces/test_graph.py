@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from search_spaces import SearchSpace
+from search_spaces.errors import TraceError
+from search_spaces.graph import export_graph, time_limit
+from tests.search_spaces.patterns import build_pattern
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        return x if x.sum() > 0 else -x
+
+
+class Failing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+
+    def forward(self, _x: Tensor) -> Tensor:
+        raise KeyError("no such thing")
+
+
+class EndlessLoop(nn.Module):
+    def forward(self, _x: Tensor) -> Tensor:
+        while True:
+            time.sleep(0.01)
+
+
+def test_operations_name_their_module_and_read_earlier_values() -> None:
+    model, inputs = build_pattern("residual")
+    graph = export_graph(model, inputs)
+    known = {*graph.inputs, *graph.tensors, *graph.constants}
+    for operation in graph.operations:
+        assert set(operation.refs()) <= known
+        known.add(operation.name)
+    convolutions = [operation for operation in graph.operations if operation.op == "conv2d"]
+    assert [operation.module for operation in convolutions] == ["stem.0", "inner.0", "outer.0"]
+    assert convolutions[0].shape[1:] == (6, 8, 8)
+
+
+def test_in_place_operators_become_functional() -> None:
+    model, inputs = build_pattern("in-place operators")
+    assert not any(operation.op.endswith("_") for operation in export_graph(model, inputs).operations)
+
+
+def test_batch_size_is_open_where_the_code_allows_it() -> None:
+    model, inputs = build_pattern("chain")
+    assert export_graph(model, inputs).batch_is_dynamic
+
+
+def test_tied_weights_share_one_name() -> None:
+    model, inputs = build_pattern("tied weights")
+    assert "two.weight" not in export_graph(model, inputs).tensors.values()
+
+
+def test_a_branch_on_values_is_one_error_that_names_the_place(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TraceError, match=r"Branching could not be traced.*test_graph\.py.*in forward"):
+        SearchSpace.trace(Branching(), torch.zeros(1, 3, 4, 4))
+    captured = capfd.readouterr()
+    assert captured.err == captured.out == ""
+
+
+def test_logging_is_as_before_after_a_failure() -> None:
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    with pytest.raises(TraceError):
+        export_graph(Branching().eval(), torch.zeros(1, 3, 4, 4))
+    assert logger.level == level
+
+
+def test_an_error_of_the_network_is_shown() -> None:
+    with pytest.raises(
+        TraceError, match=r"Failing could not be traced with input \(1, 3, 4, 4\): KeyError.*no such thing"
+    ):
+        SearchSpace.trace(Failing(), torch.zeros(1, 3, 4, 4))
+
+
+def test_an_input_of_the_wrong_shape_is_named() -> None:
+    model, _ = build_pattern("chain")
+    with pytest.raises(TraceError, match=r"input \(1, 5, 8, 8\).*to have 3 channels"):
+        SearchSpace.trace(model, torch.zeros(1, 5, 8, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("example", [torch.zeros(3), [torch.zeros(1, 3), "image"], torch.zeros(0, 3, 8, 8)])
+def test_inputs_must_be_batches(example: object) -> None:
+    with pytest.raises(TraceError, match="tensor with a batch dimension first"):
+        SearchSpace.trace(nn.Identity(), example)  # type: ignore[arg-type]
+
+
+def test_tracing_is_bounded_in_time() -> None:
+    start = time.perf_counter()
+    with pytest.raises(TraceError, match=r"tracing EndlessLoop must end within time_limit_s=0\.2 s"):
+        SearchSpace.trace(EndlessLoop(), torch.zeros(1, 3, 8, 8), time_limit_s=0.2)
+    assert time.perf_counter() - start < 10
+
+
+def test_time_limit_lets_short_work_pass() -> None:
+    with time_limit(5, "working"):
+        value = 1
+    assert value == 1
+
+
+def test_deep_networks_do_not_overflow_the_stack() -> None:
+    layers = [layer for _ in range(400) for layer in (nn.Conv2d(2, 2, 1), nn.ReLU())]
+    space = SearchSpace.trace(
+        nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 2)), torch.zeros(1, 2, 2, 2), verify=False
+    )
+    assert space.n_genes == 800
+
+
+def test_a_network_that_cannot_be_copied_says_so() -> None:
+    model = nn.Conv2d(3, 4, 1)
+    model.generator = (x for x in ())  # type: ignore[assignment]
+    with pytest.raises(TraceError, match="must be copyable"):
+        SearchSpace.trace(model, torch.zeros(1, 3, 4, 4))

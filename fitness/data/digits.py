@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from fitness.data.images import ChannelFigures, ImageData, in_memory_data, resized, stratified_split
 
@@ -15,6 +14,8 @@ def digits_data(*, size: tuple[int, int], mean: ChannelFigures, std: ChannelFigu
     References:
         Alpaydin 1998, Optical recognition of handwritten digits, UCI Machine Learning Repository (its test part).
     """
+    from sklearn.datasets import load_digits  # slow to import, and needed by this set only
+
     bundle = load_digits()
     grey = torch.from_numpy(np.rint(bundle.images * (255 / 16)).astype(np.uint8))
     labels = torch.from_numpy(bundle.target.astype(np.int64))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from fitness.data.images import ChannelFigures, ImageData, in_memory_data, resized, stratified_split
@@ -71,6 +70,8 @@ def torchvision_data(
 def _part(
     name: str, root: Path, class_name: str, keywords: Mapping[str, Any], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
+    import torchvision  # a second to import, and needed by these sets only
+
     try:
         root.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to results

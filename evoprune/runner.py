@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Literal
 
 import numpy as np
@@ -288,15 +289,20 @@ class _Session:
 
 @contextmanager
 def _first_interrupt_sets(event: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C set ``event`` and every further one raise KeyboardInterrupt, in the main thread."""
+    """Let the first Ctrl-C set ``event`` and every further one raise KeyboardInterrupt, in the main thread.
+
+    A handler that was installed before, other than Python's own, hears of the first one too: it may tell the user.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def handle(*_: object) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
+        if callable(previous) and previous is not signal.default_int_handler:
+            previous(number, frame)
 
     previous = signal.signal(signal.SIGINT, handle)
     try:

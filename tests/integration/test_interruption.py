@@ -155,3 +155,26 @@ def test_two_ray_workers_give_the_same_run(options: dict[str, Any], uninterrupte
     result = evoprune.search(**options, out=folder, workers=2)
     assert result.workers == 2
     _same_run(folder, uninterrupted)
+
+
+def test_the_first_ctrl_c_is_acknowledged_at_once(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evoprune.cli import progress
+
+    class Pressing(progress.RichObserver):
+        def on_step(self, n_done: float, figures: Mapping[str, float]) -> None:
+            super().on_step(n_done, figures)
+            if n_done == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(progress, "RichObserver", Pressing)
+    arguments = ["search", "--model", "vgg16", "--model-args", json.dumps(options["model_args"])]
+    arguments += ["--weights", options["weights"], "--data", options["data"], "--population", "6"]
+    arguments += ["--n-fitness-images", "16", "--n-calibration-images", "16", "--out", str(tmp_path / "RUN"), "--json"]
+    outcome = run(*arguments)
+    assert outcome.exit_code == 130
+    assert outcome.stdout == ""
+    lines = outcome.stderr.splitlines()
+    assert "stopping at the next safe point; press Ctrl-C again to stop at once" in lines
+    assert lines[-1].startswith("stopped after generation 1, 12 evaluations; continue with: evoprune resume ")

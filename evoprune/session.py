@@ -108,10 +108,10 @@ def prepare_again(
     """
     run.check_hashes(run.read_config()["hashes"])  # edited options, before anything is built from them
     options = read_options(run)
-    for name, given in (("model", model), ("data", data)):
+    for name, what, given in (("model", "a model", model), ("data", "images", data)):
         if getattr(options, name).startswith(OBJECT) and given is None:
             raise OptionError(
-                f"the run {run.path} was started with a {name} given as a Python object, which its name alone cannot "
+                f"the run {run.path} was started with {what} given as a Python object, which its name alone cannot "
                 f"rebuild; continue it from Python and pass `{name}=...`"
             )
     dense_weights = run.path / _DENSE_FILE

@@ -1,0 +1,177 @@
+"""The functions behind the commands, where Python offers more than the command line: objects instead of names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import evoprune
+from evoprune.api import default_run_path, free_path
+from evoprune.artefact import ArtefactError
+from evoprune.observer import SilentObserver
+from evoprune.options import SearchOptions, resolve_options
+from evoprune.preparation import resolve_device
+from search_spaces.errors import BudgetError, OptionError, RunDirectoryError, WeightsError
+from search_spaces.models import hash_weights
+from tests.evoprune.tiny_data import bars, small_network
+
+QUICK = {"budget": 0.6, "seed": 0, "population_size": 4, "n_generations": 1, "n_fitness_images": 16}
+
+
+class Network(nn.Module):
+    """A network of the user's, with an attribute that cannot be rebuilt from a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = small_network()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return Network()
+
+
+@pytest.fixture(scope="module")
+def finished(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> evoprune.SearchResult:
+    return evoprune.search(network, bars(), out=tmp_path_factory.mktemp("api") / "RUN", **QUICK)
+
+
+def test_a_network_and_images_of_the_users(network: nn.Module, finished: evoprune.SearchResult) -> None:
+    assert finished.model == "Network"
+    assert finished.data == "bars"
+    assert finished.weights == "given"
+    assert finished.macs <= 0.6 * finished.macs_dense
+    assert finished.objective.fitness_images == "mixture"  # its training may have seen these images
+    small = evoprune.load(finished.best_path, model=network)
+    assert sum(p.numel() for p in small.parameters()) == finished.n_params
+    assert isinstance(small, Network)
+
+
+def test_the_users_network_is_untouched(tmp_path: Path) -> None:
+    network = Network().train()
+    before = hash_weights(network)
+    evoprune.search(network, bars(), out=tmp_path / "RUN", **QUICK)
+    assert network.training
+    assert hash_weights(network) == before
+    assert not any(module._forward_hooks for module in network.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+
+
+def test_objects_are_needed_again(network: nn.Module, finished: evoprune.SearchResult, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="given as a Python object"):
+        evoprune.load(finished.best_path)
+    (finished.run / "result.json").rename(tmp_path / "result.json")
+    try:
+        with pytest.raises(OptionError, match=r"started with a model given as a Python object.*pass `model=\.\.\.`"):
+            evoprune.resume(finished.run)
+        with pytest.raises(OptionError, match="started with images given as a Python object"):
+            evoprune.resume(finished.run, model=network)
+        with pytest.raises(RunDirectoryError, match=r"these differ: weights \(recorded"):
+            evoprune.resume(finished.run, model=Network(), data=bars())
+        with pytest.raises(RunDirectoryError, match=r"these differ: data \(recorded"):
+            evoprune.resume(finished.run, model=network, data=bars(seed=1))
+        again = evoprune.resume(finished.run, model=network, data=bars())
+    finally:
+        (tmp_path / "result.json").rename(finished.run / "result.json")
+    assert again.genome_digest == finished.genome_digest
+    assert again.test_accuracy == finished.test_accuracy
+
+
+def test_evaluating_and_finetuning_objects(network: nn.Module, finished: evoprune.SearchResult, tmp_path: Path) -> None:
+    report = evoprune.evaluate(finished.run, model=network, data=bars())
+    assert report.test_accuracy == finished.test_accuracy
+    with pytest.raises(OptionError, match="pass `data`"):
+        evoprune.evaluate(finished.run, model=network)
+    finetuned = evoprune.finetune(finished.run, model=network, data=bars(), out=tmp_path / "fine", epochs=3)
+    assert finetuned.seed == finished.seed
+    assert finetuned.macs == finished.macs
+    assert evoprune.evaluate(tmp_path / "fine", model=network, data=bars()).test_accuracy == finetuned.test_accuracy
+
+
+def test_other_images_than_the_network_was_made_for(network: nn.Module, finished: evoprune.SearchResult) -> None:
+    with pytest.raises(OptionError, match=r"\(3, 8, 8\) and 2, but digits has .* and 10"):
+        evoprune.evaluate(finished.run, model=network, data="digits")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"weights": "w.safetensors"}, OptionError, "brings its weights"),
+        ({"budget": 0.0}, BudgetError, "a share in"),
+        ({"budget": 1e-6}, BudgetError, "reachable range"),
+        ({"protect": ["*"]}, OptionError, "at least one group"),
+        ({"populaton_size": 8}, OptionError, "unknown option `populaton_size`"),
+    ],
+)
+def test_wrong_use_leaves_nothing(
+    network: nn.Module, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        evoprune.search(network, bars(), out=tmp_path / "RUN", **{**QUICK, **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_cannot_be_copied(tmp_path: Path) -> None:
+    network = Network()
+    network.stream = Path(__file__).open()  # noqa: SIM115 - a thing that cannot be copied
+    try:
+        with pytest.raises(OptionError, match=r"copy\.deepcopy raised TypeError"):
+            evoprune.search(network, bars(), out=tmp_path / "RUN", **QUICK)
+    finally:
+        network.stream.close()
+
+
+def test_inspecting_an_object(network: nn.Module) -> None:
+    summary = evoprune.inspect(network, input_shape=(3, 8, 8))
+    assert summary.model == "Network"
+    assert [group.name for group in summary.groups] == ["body.0"]
+    assert summary.groups[0].macs_share == 1.0
+    assert summary.macs_range[1] == summary.macs_dense == 8 * 27 * 64 + 8 * 2
+
+
+def test_inspecting_with_weights(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(b"")
+    with pytest.raises(WeightsError):
+        evoprune.inspect("resnet20", weights=tmp_path / "w.pt")
+
+
+def test_run_paths_are_free_and_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = resolve_options(SearchOptions, {"model": "torchvision:resnet18", "data": "npz:/a/b.npz", "seed": 4})
+    assert default_run_path(options) == Path("runs/torchvision-resnet18-npz-4")
+    Path("x").mkdir()
+    Path("x-2").mkdir()
+    assert free_path(Path("x")) == Path("x-3")
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(OptionError, match="must exist, but this machine has"):
+        resolve_device("cuda:123")
+    with pytest.raises(OptionError, match="but got 'meta'"):
+        resolve_device("meta")
+
+
+def test_the_observer_hears_of_every_stage(network: nn.Module, tmp_path: Path) -> None:
+    stages: list[str] = []
+
+    class Listening(SilentObserver):
+        def on_stage(self, name: str, n_steps: int | None) -> None:  # noqa: ARG002
+            stages.append(name)
+
+    evoprune.search(network, bars(), out=tmp_path / "RUN", observer=Listening(), **QUICK)
+    assert stages == [
+        "tracing the network",
+        "preparing the evaluation",
+        "generations",
+        "adapting and testing the networks",
+    ]

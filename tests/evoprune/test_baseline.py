@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evoprune.baseline import l1_scores, uniform_l1_genome
+from search_spaces import SearchSpace
+from search_spaces.models import build_model
+
+
+@pytest.mark.parametrize("metric", ["macs", "params"])
+@pytest.mark.parametrize("budget", [0.7, 0.3])
+def test_an_equal_share_of_every_group_at_the_budget(metric: str, budget: float) -> None:
+    model = build_model("resnet20")
+    space = SearchSpace.trace(model, torch.zeros(2, 3, 16, 16))
+    genome = uniform_l1_genome(model, space, {metric: budget}, seed=0)
+    costs, dense = (space.macs, space.macs_dense) if metric == "macs" else (space.n_params, space.n_params_dense)
+    cost = costs(genome[None])[0]
+    assert 0.97 * budget * dense < cost <= budget * dense
+    shares = [genome[group.start : group.stop].mean() for group in space.groups]
+    smallest_step = max(1 / group.size for group in space.groups)
+    assert max(shares) - min(shares) <= 2 * smallest_step
+
+
+def test_the_largest_filters_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+    with torch.no_grad():
+        for channel, norm in enumerate([5.0, 1.0, 4.0, 0.5, 3.0, 2.0]):
+            model[0].weight[channel] = norm / 27 * (-1) ** channel
+    space = SearchSpace.trace(model, torch.zeros(2, 3, 8, 8))
+    assert np.allclose(l1_scores(model, space), [5.0, 1.0, 4.0, 0.5, 3.0, 2.0])
+    genome = uniform_l1_genome(model, space, {"macs": 0.5}, seed=0)
+    assert genome.tolist() == [True, False, True, False, True, False]
+
+
+def test_coupled_layers_add_up() -> None:
+    model = build_model("resnet20", seed=1)
+    space = SearchSpace.trace(model, torch.zeros(2, 3, 16, 16))
+    stream = space.groups[0]
+    expected = sum(
+        model.get_parameter(f"{layer}.weight").detach().double().abs().sum((1, 2, 3))[: stream.size]
+        for layer in ("conv1", *(f"layer1.{i}.conv2" for i in range(3)))
+    )
+    # The first stage's channels lie in the middle of the wider streams behind the padded shortcuts.
+    for layer, first in (("layer2.{}.conv2", 8), ("layer3.{}.conv2", 24)):
+        for i in range(3):
+            weight = model.get_parameter(f"{layer.format(i)}.weight").detach().double()
+            expected = expected + weight.abs().sum((1, 2, 3))[first : first + stream.size]
+    assert np.allclose(l1_scores(model, space)[stream.start : stream.stop], expected.numpy(), rtol=1e-5)

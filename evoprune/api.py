@@ -12,10 +12,10 @@ from evoprune.artefact import ArtefactError, load, read_description, save_artefa
 from evoprune.exporting import resolve_artefact
 from evoprune.finetuning import finetune as distil
 from evoprune.inspection import SpaceSummary, summarise_space
-from evoprune.interruption import InterruptedRunError
+from evoprune.interruption import stop_if_asked
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
-from evoprune.options import FinetuneOptions, NetworkOptions, SearchOptions, resolve_options
+from evoprune.options import FinetuneOptions, NetworkOptions, SearchOptions, resolve_options, with_absolute_paths
 from evoprune.preparation import OBJECT, prepare, resolve_device, trace_network
 from evoprune.result import EvaluationReport, FinetuneResult, SearchResult
 from evoprune.run_directory import RunDirectory, read_json, write_json
@@ -55,7 +55,7 @@ def search(
     """
     observer = observer or SilentObserver()
     named = {"model": _name_of(model), "data": _name_of(data)}
-    resolved = resolve_options(SearchOptions, {**options, **named, "budget": budget})
+    resolved = with_absolute_paths(resolve_options(SearchOptions, {**options, **named, "budget": budget}))
     if not isinstance(model, str) and resolved.weights is not None:
         raise OptionError(
             "a network that is given as an object brings its weights, but got `weights` too; leave them out"
@@ -205,8 +205,7 @@ def finetune(
         nonlocal n_epochs_done
         if step == 1:
             observer.on_stage("finetuning", n_steps)
-        if observer.should_stop():
-            raise InterruptedRunError(None, f"{epoch} of {n_epochs} epochs of finetuning")
+        stop_if_asked(observer, None, f"{epoch} of {n_epochs} epochs of finetuning")
         n_epochs_done = n_epochs * step / n_steps
         observer.on_step(step, {"epoch": epoch + 1, "loss": loss})
 

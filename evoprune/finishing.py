@@ -13,6 +13,7 @@ from torch import nn
 from evoprune.artefact import Description, added_biases, record_cost, record_genome, save_artefact
 from evoprune.baseline import uniform_l1_genome
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
+from evoprune.interruption import stop_if_asked
 from evoprune.observer import Observer
 from evoprune.optimisation import accuracy
 from evoprune.options import SearchOptions
@@ -41,6 +42,7 @@ def finish(
 
     Raises:
         ExecutionError: No genome was judged.
+        InterruptedRunError: The observer asked to stop.
         ArtefactError: The network cannot be written.
     """
     if outcome.best is None:
@@ -57,6 +59,7 @@ def finish(
     accuracies: dict[str, float] = {}
     observer.on_stage("adapting and testing the networks", len(networks))
     for n_done, (name, recipe) in enumerate(networks.items()):
+        stop_if_asked(observer, run.path, "the search")
         network = dense
         if recipe is not None:
             genome, adaptation = recipe

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from evoprune.observer import Observer
 from search_spaces.errors import EvoPruneError
 
 
@@ -20,6 +21,16 @@ class InterruptedRunError(EvoPruneError):
         self.run = run
         remedy = f"continue with: evoprune resume {run}" if run else "nothing was written; start it again"
         super().__init__(f"stopped{f' after {done}' if done else ''}; {remedy}")
+
+
+def stop_if_asked(observer: Observer, run: Path | None, done: str) -> None:
+    """End the job here where ``observer`` asks for it.
+
+    Raises:
+        InterruptedRunError: It does.
+    """
+    if observer.should_stop():
+        raise InterruptedRunError(run, done)
 
 
 @contextmanager

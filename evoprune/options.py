@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from evoprune.budget import parse_budget
 from evoprune.finetuning import FinetuningRecipe
+from fitness.data import DATA
 from fitness.options import FitnessOptions
 from search_spaces.errors import OptionError, UnknownNameError
 
@@ -171,6 +172,19 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
     except ValidationError as error:
         problems = [_described(kind, problem) for problem in error.errors(include_url=False)]
         raise OptionError("; ".join(dict.fromkeys(problems))) from None
+
+
+def with_absolute_paths(options: SearchOptions) -> SearchOptions:
+    """Return ``options`` with every path made absolute, so that a run can be continued from another folder."""
+    changes: dict[str, Any] = {
+        name: path.expanduser().absolute()
+        for name in ("weights", "data_root")
+        if (path := getattr(options, name)) is not None
+    }
+    kind, _, path = options.data.partition(":")
+    if path and f"{kind}:PATH" in DATA:
+        changes["data"] = f"{kind}:{Path(path).expanduser().absolute()}"
+    return options.model_copy(update=changes)
 
 
 def _described(kind: type[Options], problem: Any) -> str:

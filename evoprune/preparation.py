@@ -12,7 +12,7 @@ from torch import nn
 
 from evoprune.artefact import ModelRecord, SpaceRecord
 from evoprune.budget import check_reachable, parse_budget
-from evoprune.interruption import InterruptedRunError
+from evoprune.interruption import stop_if_asked
 from evoprune.observer import Observer
 from evoprune.options import NetworkOptions, SearchOptions
 from evoprune.training import TrainingRecipe, train_dense
@@ -111,11 +111,13 @@ def prepare(
     if data is None:
         observer.on_stage(f"reading {options.data}", None)
         data = load_data(options.data, options.data_root, input_shape=options.input_shape)
+    stop_if_asked(observer, None, "reading the images")
     network = _build(options, model, data.n_classes, data.input_shape, dense_weights)
     observer.on_stage("tracing the network", None)
     space_record = _space_record(options)
     space = space_record.trace(network, data.input_shape)
     space_record = space_record.model_copy(update={"fingerprint": space.fingerprint})
+    stop_if_asked(observer, None, "tracing the network")
     if not space.n_genes:
         raise OptionError(
             "a search needs at least one group whose channels may be removed, but all are frozen; "
@@ -228,8 +230,7 @@ def _train(options: NetworkOptions, data: ImageData, device: torch.device, obser
         if not has_begun:
             observer.on_stage(f"training {options.model} on {data.name}, since no weights were given", n_steps)
             has_begun = True
-        if observer.should_stop():
-            raise InterruptedRunError(None, f"{epoch} of {n_epochs} epochs of training")
+        stop_if_asked(observer, None, f"{epoch} of {n_epochs} epochs of training")
         observer.on_step(step, {"epoch": epoch + 1, "loss": loss})
 
     trained = train_dense(

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind, OutputKind
 
 from search_spaces.errors import TraceError
@@ -212,7 +212,9 @@ def export_graph(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> 
     """
     inputs = as_inputs(example_input)
     doubled = tuple(torch.cat([value, value]) if value.shape[0] == 1 else value for value in inputs)
-    dynamic = tuple({0: Dim.DYNAMIC} for _ in doubled)
+    dynamic = ShapesCollection()  # by tensor, so that variadic arguments are no obstacle
+    for value in doubled:
+        dynamic[value] = {0: Dim.DYNAMIC}
     program: ExportedProgram | None = None
     with torch.no_grad(), warnings.catch_warnings(), _quiet_export():
         warnings.simplefilter("ignore")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from search_spaces.errors import TraceError
 from search_spaces.genome import BoolArray
 from search_spaces.masking import masked
 from search_spaces.surgery import prune_model
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 #: Largest accepted difference of logits, relative to the largest logit. float32 agrees to about 1e-6.
 TOLERANCE = 1e-3
+_SMALL_GROUP = 4
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -47,10 +49,13 @@ def output_tensors(output: object) -> list[Tensor]:
 
 
 def relative_difference(left: object, right: object) -> float:
-    """Return the largest absolute difference of two outputs over the largest absolute value of ``left``."""
+    """Return the largest absolute difference of two outputs over the largest absolute value of ``left``.
+
+    Outputs of different shape, and such that hold NaN or infinity, differ by infinity.
+    """
     worst = 0.0
     for a, b in zip(output_tensors(left), output_tensors(right), strict=True):
-        if a.shape != b.shape:
+        if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
             return float("inf")
         scale = float(a.abs().max()) if a.numel() else 0.0
         gap = float((a - b).abs().max()) if a.numel() else 0.0
@@ -72,6 +77,28 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
 
 
+def make_generic(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Randomise ``model``, unless that makes its outputs overflow (networks without norms): then its weights stay."""
+    saved = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    randomise(model)
+    with torch.no_grad():
+        outputs = output_tensors(model(*inputs))
+    if not all(bool(tensor.isfinite().all()) for tensor in outputs):
+        model.load_state_dict(saved)
+
+
+def in_full_precision(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Turn half-precision weights of ``model`` into float32 and return ``inputs`` to match.
+
+    Rounding to eight bits would drown the differences that verification looks for.
+    """
+    half = (torch.float16, torch.bfloat16)
+    if not any(tensor.dtype in half for tensor in model.parameters()):
+        return tuple(inputs)
+    model.float()
+    return tuple(value.float() if value.dtype in half else value for value in inputs)
+
+
 def _fill(tensor: Tensor, generator: torch.Generator) -> None:
     if tensor.ndim < 2:
         tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
@@ -91,44 +118,72 @@ def failing_groups(
         inputs: Example inputs.
         rng: Chooses the genomes.
     """
-    randomise(model)
-    everything = list(range(len(space.groups)))
-    for _ in range(2):
-        yield from _bisect(model, space, inputs, everything, rng)
+    inputs = in_full_precision(model, inputs)
+    make_generic(model, inputs)
+    # few genes make equal counts likely, and layers that must stay equally wide would go unnoticed: look more often
+    n_rounds = 2 if all(group.size > _SMALL_GROUP for group in space.groups) else 4
+    for _ in range(n_rounds):
+        genome = _random_cut(space, rng)
+
+        def disagreement(part: Sequence[int], genome: BoolArray = genome) -> str | None:
+            return _disagreement(model, space, inputs, _cut_only(space, part, genome)) if part else None
+
+        yield from _culprits(disagreement, list(range(len(space.groups))))
 
 
-def _bisect(
-    model: nn.Module, space: SearchSpace, inputs: Sequence[Tensor], indices: list[int], rng: np.random.Generator
-) -> Iterator[tuple[int, str]]:
-    stack = [indices]
+def _culprits(disagreement: Callable[[Sequence[int]], str | None], indices: list[int]) -> Iterator[tuple[int, str]]:
+    """Yield groups, and what is wrong with cutting them, without which the remaining ones can be cut.
+
+    Args:
+        disagreement: What is wrong when exactly the given groups are cut; ``None`` when nothing is.
+        indices: All groups.
+    """
+    stack = [(indices, disagreement(indices))]
     while stack:
-        part = stack.pop()
-        reason = _disagreement(model, space, inputs, _cut_only(space, part, rng)) if part else None
+        part, reason = stack.pop()
         if reason is None:
             continue
         if len(part) == 1:
             yield part[0], reason
             continue
-        half = len(part) // 2
-        halves = [part[:half], part[half:]]
-        bad = [h for h in halves if _disagreement(model, space, inputs, _cut_only(space, h, rng)) is not None]
+        halves = (part[: len(part) // 2], part[len(part) // 2 :])
+        bad = [(half, why) for half in halves if (why := disagreement(half)) is not None]
         if bad:
             stack.extend(bad)
-        else:  # only together do they fail
-            for index in part:
-                yield index, f"fails together with other groups: {reason}"
+            continue
+        passes, fails = (
+            0,
+            len(part),
+        )  # only together do they fail: find a group that turns a passing start into a failing
+        while fails - passes > 1:
+            middle = (passes + fails) // 2
+            why = disagreement(part[:middle])
+            passes, fails = (middle, fails) if why is None else (passes, middle)
+            reason = why or reason
+        yield part[passes], reason
+        rest = part[:passes] + part[passes + 1 :]
+        stack.append((rest, disagreement(rest)))
 
 
-def _cut_only(space: SearchSpace, indices: Sequence[int], rng: np.random.Generator) -> BoolArray:
-    """Return a genome that removes a random part of the groups ``indices`` and nothing else."""
+def _random_cut(space: SearchSpace, rng: np.random.Generator) -> BoolArray:
+    """Return a genome that removes a random part of every group; of small groups at times nothing."""
     genome = np.ones(space.n_genes, np.bool_)
-    for index in indices:
-        group = space.groups[index]
+    for group in space.groups:
         allowed = [k for k in range(group.min_keep, group.size) if k % group.step == 0 or k == group.min_keep]
-        keep = int(rng.choice(allowed)) if allowed else group.size
-        dropped = rng.choice(group.size, group.size - keep, replace=False)
+        if not allowed or (group.size <= _SMALL_GROUP and rng.random() < 0.3):
+            continue
+        dropped = rng.choice(group.size, group.size - int(rng.choice(allowed)), replace=False)
         genome[group.start + dropped] = False
     return genome
+
+
+def _cut_only(space: SearchSpace, indices: Sequence[int], genome: BoolArray) -> BoolArray:
+    """Return a genome that removes of the groups ``indices`` what ``genome`` removes, and nothing else."""
+    cut = np.ones_like(genome)
+    for index in indices:
+        genes = slice(space.groups[index].start, space.groups[index].stop)
+        cut[genes] = genome[genes]
+    return cut
 
 
 def _disagreement(model: nn.Module, space: SearchSpace, inputs: Sequence[Tensor], genome: BoolArray) -> str | None:
@@ -138,6 +193,8 @@ def _disagreement(model: nn.Module, space: SearchSpace, inputs: Sequence[Tensor]
         try:
             small = prune_model(model, space, genome)
             actual = small(*inputs)
+        except TraceError:  # out of time
+            raise
         except Exception as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             _LOGGER.debug("a cut network failed", exc_info=True)

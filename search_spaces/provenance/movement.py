@@ -85,6 +85,11 @@ def _movement(walk: Walk, operation: Operation) -> Any:
         return _concatenation(operation, ids)
     if operation.op in ("view", "reshape", "unflatten", "_unsafe_view"):
         _equal_parts_of_split_dimensions(walk, operation, ids[0])
+    if operation.op in ("channel_shuffle", "native_channel_shuffle"):
+        groups = int(operation.args[1])
+        rows = narrow_views(ids[0]).movedim(1, 0)
+        rows = rows.reshape(groups, rows.shape[0] // groups, -1)
+        walk.merge(rows[:1].expand_as(rows), rows, f"is shuffled {walk.place(operation)}")
     queue = iter(ids)
     target = torch.ops.aten.reshape.default if operation.op in ("view", "_unsafe_view") else operation.target
     moved = target(*walk.refill(operation.args, queue), **walk.plain(operation.kwargs))
@@ -150,7 +155,7 @@ def _equal_parts_of_split_dimensions(walk: Walk, operation: Operation, ids: Tens
         before = int(np.prod(ids.shape[:dim], dtype=np.int64))
         size = ids.shape[dim]
         done, axis = 1, 0
-        while axis < len(target) and done < before:
+        while axis < len(target) and (done < before or target[axis] == 1):
             done *= target[axis]
             axis += 1
         if done != before or axis >= len(target) or target[axis] >= size or size % target[axis]:

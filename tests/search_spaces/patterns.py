@@ -538,7 +538,7 @@ PATTERNS: Mapping[str, Pattern] = {
     "squeeze and excitation by linears": Pattern(LinearSqueezeExcite, 11),
     "channel shuffle": Pattern(Shuffle, 4 + 6 + 8),
     "module of channel shuffle": Pattern(
-        lambda: Chain(conv_bn(3, 8), nn.ChannelShuffle(2), conv_bn(8, 4, groups=2), conv(4, 4), width=4), 4 + 2 + 4
+        lambda: Chain(conv_bn(3, 8), nn.ChannelShuffle(2), conv_bn(8, 4, groups=2), conv(4, 4), width=4), 2 + 2 + 4
     ),
     "layer norm and pointwise linears": Pattern(NormedLinears, 12, reason="layer_norm"),
     "flatten to linear": Pattern(FlattenLinear, 6 + 4 + 9),

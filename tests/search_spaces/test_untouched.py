@@ -36,7 +36,7 @@ def used_network(kind: type[nn.Module] = Residual, dtype: torch.dtype = torch.fl
 def test_tracing_leaves_everything_as_it_was(dtype: torch.dtype) -> None:
     model = used_network(dtype=dtype)
     before = state_of(model)
-    SearchSpace.trace(model, torch.zeros(1, 3, 8, 8, dtype=dtype), verify=dtype != torch.bfloat16)
+    SearchSpace.trace(model, torch.zeros(1, 3, 8, 8, dtype=dtype))
     assert_same_state(before, state_of(model))
 
 

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from search_spaces import SearchSpace
+from search_spaces.verification import in_full_precision, make_generic, output_tensors, relative_difference
+from tests.search_spaces.patterns import Residual, ScalesWithWidth
+
+
+def test_difference_is_relative_to_the_largest_expected_value() -> None:
+    assert relative_difference(torch.tensor([4.0, -8.0]), torch.tensor([4.0, -6.0])) == 0.25
+
+
+def test_the_worst_output_counts() -> None:
+    left = {"a": torch.ones(2), "b": [torch.tensor([10.0])]}
+    right = {"a": torch.ones(2), "b": [torch.tensor([9.0])]}
+    assert relative_difference(left, right) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("other", [torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("inf")]), torch.ones(3)])
+def test_what_cannot_be_compared_differs(other: torch.Tensor) -> None:
+    assert relative_difference(torch.ones(2), other) == float("inf")
+    assert relative_difference(other, torch.ones(2)) == float("inf")
+
+
+def test_outputs_of_any_nesting_are_found() -> None:
+    one, two, three = torch.ones(1), torch.ones(2), torch.ones(3)
+    assert output_tensors({"x": [one, (two,)], "y": three, "z": None}) == [one, two, three]
+
+
+def test_weights_stay_where_generic_ones_overflow() -> None:
+    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(300)])
+    before = model[0].weight.clone()
+    make_generic(model, [torch.full((1, 64), 1e37)])
+    assert torch.equal(model[0].weight, before)
+
+
+def test_half_precision_is_verified_in_float32() -> None:
+    model = Residual().to(torch.bfloat16)
+    inputs = in_full_precision(model, [torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16)])
+    assert {tensor.dtype for tensor in (*model.parameters(), *inputs)} == {torch.float32}
+    space = SearchSpace.trace(Residual().to(torch.bfloat16), torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16))
+    assert space.n_genes == 10
+
+
+def test_without_verification_a_wrong_group_is_offered() -> None:
+    model, image = ScalesWithWidth(), torch.zeros(1, 3, 8, 8)
+    assert SearchSpace.trace(model, image, verify=False).n_genes > SearchSpace.trace(model, image).n_genes

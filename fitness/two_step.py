@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fitness.elimination import Elimination, LayerElimination, PlainElimination, UpdatedElimination, eliminate
 from fitness.evaluation import Evaluation
+from fitness.exact_sums import exactly_summable
 from fitness.layer_error import optimal_update
 from fitness.planar import planar
 from fitness.program import Program, keep_mask
@@ -256,17 +257,8 @@ def _blocks(consumers: Sequence[ConsumerStatistics]) -> list[GeneGram]:
         for consumer in members:
             places = np.searchsorted(genes_of_block, consumer.genes)
             gram[np.ix_(places, places)] += consumer.gram * (2 / consumer.energy)
-        blocks.append(GeneGram(genes_of_block, _exactly_summable((gram + gram.T) / 2)))
+        blocks.append(GeneGram(genes_of_block, exactly_summable((gram + gram.T) / 2)))
     return blocks
-
-
-def _exactly_summable(matrix: FloatArray) -> FloatArray:
-    """Return ``matrix`` rounded such that float64 sums of any of its entries are exact, whatever their order."""
-    total = float(np.abs(matrix).sum())
-    if total == 0:
-        return matrix
-    quantum = 2.0 ** (int(np.ceil(np.log2(total))) - 51)
-    return np.asarray(np.rint(matrix / quantum) * quantum)
 
 
 class TwoStepEvaluator:

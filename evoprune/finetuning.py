@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from evoprune.optimisation import GradientRecipe, History, OnProgress, autocast, fit
+from evoprune.optimisation import GradientRecipe, History, OnProgress, fit
 from fitness.data import ImageBatch, ImageData
+from fitness.gradients import autocast, distillation_loss, first_logits
 from search_spaces.errors import OptionError
 
 
@@ -51,27 +51,6 @@ class FinetunedNetwork:
 
     model: nn.Module
     history: History
-
-
-def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float, alpha: float
-) -> Tensor:
-    """Return ``alpha T^2 KL(softmax(z_t / T) || softmax(z_s / T)) + (1 - alpha) CE(labels, z_s)``, mean over the batch.
-
-    Args:
-        student_logits: ``(n, n_classes)``.
-        teacher_logits: ``(n, n_classes)``.
-        labels: ``(n,)`` int64.
-        temperature: T.
-        alpha: Weight of the teacher.
-
-    References:
-        Hinton 2015, Distilling the knowledge in a neural network, Sec. 2.
-    """
-    soft_student = functional.log_softmax(student_logits / temperature, dim=1)
-    soft_teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
-    divergence = functional.kl_div(soft_student, soft_teacher, reduction="batchmean", log_target=True)
-    return alpha * temperature**2 * divergence + (1 - alpha) * functional.cross_entropy(student_logits, labels)
 
 
 def finetune(
@@ -116,8 +95,8 @@ def finetune(
     def batch_loss(inputs: Tensor, batch: ImageBatch) -> Tensor:
         with autocast(device):
             with torch.no_grad():
-                teacher_logits = _logits(guide(inputs))
-            student_logits = _logits(student(inputs))
+                teacher_logits = first_logits(guide(inputs))
+            student_logits = first_logits(student(inputs))
         if student_logits.shape != teacher_logits.shape:
             raise OptionError(
                 "the logits of network and teacher must have one shape, but got "
@@ -139,8 +118,3 @@ def finetune(
         on_progress=on_progress,
     )
     return FinetunedNetwork(student, history)
-
-
-def _logits(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Return the logits in float32; auxiliary heads, which speak in training mode only, stand behind them."""
-    return (output if isinstance(output, Tensor) else output[0]).float()

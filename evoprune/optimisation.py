@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fitness.data import ImageBatch, ImageData, ImageSplit, crop_and_flip, normalise
-from fitness.precision import gains_by_bfloat16
+from fitness.gradients import Descent, autocast
 from search_spaces.errors import EvoPruneError, OptionError
 
 # inputs (n, C, H, W) float32 and the batch that they came from -> scalar loss
@@ -93,13 +93,6 @@ class History:
     timed_out: bool = False
 
 
-def learning_rate_factor(progress: float, warm_up_share: float) -> float:
-    """Return the share of the highest learning rate at ``progress`` in [0, 1]: linear to 1, then half a cosine to 0."""
-    if progress < warm_up_share:
-        return progress / warm_up_share
-    return (1 + math.cos(math.pi * (progress - warm_up_share) / (1 - warm_up_share))) / 2
-
-
 def fit(
     model: nn.Module,
     data: ImageData,
@@ -123,11 +116,13 @@ def fit(
     """
     started = time.perf_counter()
     model.to(device).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(
-        _parameter_groups(model, recipe.weight_decay),
-        lr=recipe.learning_rate,
+    descent = Descent(
+        model,
+        learning_rate=recipe.learning_rate,
         momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+        warm_up_share=recipe.warm_up_share,
+        max_gradient_norm=recipe.max_gradient_norm,
     )
     n_batches = max(1, math.ceil(len(data.train) / recipe.batch_size))
     n_steps = n_batches * recipe.epochs
@@ -144,8 +139,6 @@ def fit(
                 if timed_out:
                     break
                 progress = min(max((step + 0.5) / n_steps, time_share), 1.0)
-                for group in optimiser.param_groups:
-                    group["lr"] = recipe.learning_rate * learning_rate_factor(progress, recipe.warm_up_share)
                 batch = data.train.take(indices)
                 if augment:
                     images = crop_and_flip(batch.images, rng=rng, flip=data.may_flip)
@@ -158,10 +151,7 @@ def fit(
                         f"the loss must be finite, but it is {losses[-1]} in step {step + 1} of {n_steps}; lower the "
                         f"learning rate (now {recipe.learning_rate}) or check the weights that training starts from"
                     )
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
-                optimiser.step()
+                descent.step(loss, progress)
                 step += 1
                 if on_progress is not None:
                     on_progress(epoch, recipe.epochs, step, n_steps, losses[-1])
@@ -170,7 +160,7 @@ def fit(
                 val_accuracy.append(accuracy(model, data.val, data, device=device))
             if timed_out:
                 break
-    optimiser.zero_grad(set_to_none=True)
+    descent.finish()
     model.eval()
     return History(tuple(train_loss), tuple(val_accuracy), step, time.perf_counter() - started, timed_out)
 
@@ -188,11 +178,6 @@ def accuracy(model: nn.Module, split: ImageSplit, data: ImageData, *, device: to
     return n_right / len(split)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Return the context in which convolutions and linears run in bfloat16 where ``device`` gains by it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=gains_by_bfloat16(device))
-
-
 @contextmanager
 def reproducible(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch's generators (dropout) and take deterministic kernels; everything is as before afterwards."""
@@ -200,9 +185,3 @@ def reproducible(device: torch.device, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
         torch.manual_seed(seed)
         yield
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

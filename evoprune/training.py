@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evoprune.optimisation import GradientRecipe, OnProgress, autocast, fit
+from evoprune.optimisation import GradientRecipe, OnProgress, fit
 from fitness.cache import cache_root
 from fitness.data import ImageBatch, ImageData
+from fitness.gradients import autocast, first_logits
 from search_spaces.errors import WeightsError
 from search_spaces.models import build_model, hash_weights, load_weights
 
@@ -101,9 +102,8 @@ def train_dense(
 
     def batch_loss(inputs: Tensor, batch: ImageBatch) -> Tensor:
         with autocast(device):
-            output = model(inputs)
-        logits = output if isinstance(output, Tensor) else output[0]  # auxiliary heads speak in training mode only
-        return functional.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
+            logits = first_logits(model(inputs))
+        return functional.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
 
     fit(model, data, recipe, batch_loss, rng=np.random.default_rng(seed), device=device, on_progress=on_progress)
     written = _was_written(model, path)

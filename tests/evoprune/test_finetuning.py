@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from evoprune.finetuning import FinetuningRecipe, distillation_loss, finetune
+from evoprune.finetuning import FinetuningRecipe, finetune
 from evoprune.optimisation import TrainingError, accuracy
 from evoprune.training import TrainingRecipe, train_dense
+from fitness.gradients import distillation_loss
 from search_spaces.errors import OptionError
 from search_spaces.models import hash_weights
 from tests.evoprune.tiny_data import bars, small_network

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evoprune.optimisation import GradientRecipe, TrainingError, accuracy, fit, learning_rate_factor
+from evoprune.optimisation import GradientRecipe, TrainingError, accuracy, fit
 from fitness.data import ImageBatch
+from fitness.gradients import learning_rate_factor
 from search_spaces.errors import OptionError
 from search_spaces.models import hash_weights
 from tests.evoprune.tiny_data import bars, small_network

@@ -164,16 +164,16 @@ class _LargestDetails:
     """Details of every channel, for the rule that keeps the largest: ``(n_images, c, n)``."""
 
     high: npt.NDArray[np.float32]
+    whole: npt.NDArray[np.float32]
     norms: FloatArray
 
     def __call__(self, kept: FloatArray) -> FloatArray:
         distances = np.zeros(len(kept))
         if not len(self.high):
             return distances
-        whole = _largest(self.high)
         for index, row in enumerate(kept.astype(np.bool_)):
-            own = _largest(self.high[:, row]) if row.any() else np.zeros_like(whole)
-            distances[index] = np.mean(np.square(own - whole, dtype=np.float64).sum(axis=1) / self.norms)
+            own = _largest(self.high[:, row]) if row.any() else np.zeros_like(self.whole)
+            distances[index] = np.mean(np.square(own - self.whole, dtype=np.float64).sum(axis=1) / self.norms)
         return distances
 
 
@@ -429,8 +429,9 @@ def _distances(
     if options.rule == "mean":
         whole = np.concatenate([low, high], axis=-1)
         return (_QuadraticForm.of(whole, _squares(whole.mean(axis=1, dtype=np.float64))),)
-    norms = _squares(low.mean(axis=1, dtype=np.float64)) + _squares(_largest(high))
-    return (_QuadraticForm.of(low, norms), _LargestDetails(high, norms))
+    whole_high = _largest(high)
+    norms = _squares(low.mean(axis=1, dtype=np.float64)) + _squares(whole_high)
+    return (_QuadraticForm.of(low, norms), _LargestDetails(high, whole_high, norms))
 
 
 def _squares(rows: npt.NDArray[Any]) -> FloatArray:

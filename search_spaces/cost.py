@@ -85,6 +85,7 @@ class ProductCost:
         forms = self.forms(counts[None])[0]
         terms = self.coefficient * forms[self.left] * forms[self.right]
         touches = (self.forms.weights[:, self.left] > 0) | (self.forms.weights[:, self.right] > 0)
+        touches |= np.arange(len(counts))[:, None] == self.block
         total = float(self(counts[None])[0])
         return np.asarray((touches * terms).sum(axis=1) / total if total else np.zeros(len(counts)))
 

@@ -31,21 +31,41 @@ class Limit:
 
 @dataclass(frozen=True)
 class Lattice:
-    """The kept counts that each group may take, as ``(n_groups,)`` arrays."""
+    """The kept counts that each group may take, as ``(n_groups,)`` arrays.
+
+    Attributes:
+        starts: First gene of each group.
+        sizes: Genes of each group.
+        min_keep: Fewest genes that stay.
+        step: Kept counts are multiples of it, or the size.
+        is_block: The group's one gene removes a residual block.
+        owner: The block group whose removal takes this group along, or -1.
+    """
 
     starts: IntArray
     sizes: IntArray
     min_keep: IntArray
     step: IntArray
+    is_block: BoolArray
+    owner: IntArray
 
     @classmethod
-    def of(cls, groups: Sequence[ChannelGroup]) -> Lattice:
-        """Return the lattice of ``groups``."""
+    def of(cls, groups: Sequence[ChannelGroup], owner: IntArray | None = None) -> Lattice:
+        """Return the lattice of ``groups``; ``owner`` is the block group in which each one lives, or -1."""
 
         def column(name: str) -> IntArray:
             return np.array([getattr(group, name) for group in groups], np.int64)
 
-        return cls(column("start"), column("size"), column("min_keep"), column("step"))
+        is_block = np.array([group.kind == "block" for group in groups], np.bool_)
+        owner = np.full(len(groups), -1, np.int64) if owner is None else owner
+        return cls(column("start"), column("size"), column("min_keep"), column("step"), is_block, owner)
+
+    def canonical(self, counts: IntArray) -> IntArray:
+        """Return ``counts`` with every group inside a removed block kept whole: one genome per network."""
+        if not self.is_block.any():
+            return counts
+        is_gone = (self.owner >= 0) & (counts[:, np.maximum(self.owner, 0)] == 0)
+        return np.where(is_gone, self.sizes, counts)
 
     def floor(self, counts: IntArray) -> IntArray:
         """Return the largest allowed counts that are at most ``counts``, or the smallest allowed ones."""
@@ -110,15 +130,15 @@ def repair(
     n, n_genes = genomes.shape
     if n == 0 or n_genes == 0:
         return genomes.copy()
-    priority = _priorities(genomes.shape, lattice, limits, rng, scores)
+    priority = _settle_blocks(_priorities(genomes.shape, lattice, limits, rng, scores), genomes, lattice, scores)
     order, ranked = _sort_groups(genomes, priority, lattice)
-    counts = lattice.floor(count_kept(genomes, lattice))
+    counts = lattice.canonical(lattice.floor(count_kept(genomes, lattice)))
     if limits:
         dear = _excess(counts, limits)
         counts[dear] = _drop(counts[dear], ranked[dear], lattice, limits)
         counts[~dear] = _add(counts[~dear], ranked[~dear], lattice, limits)
         counts = _fill(counts, ranked, lattice, limits)
-    return _materialise(order, counts, lattice, n_genes)
+    return _materialise(order, lattice.canonical(counts), lattice, n_genes)
 
 
 def _priorities(
@@ -147,6 +167,19 @@ def _priorities(
     rows = np.arange(len(per_cost))[:, None]
     ranks[rows, np.lexsort((jitter, per_cost), axis=1)] = np.arange(shape[1], dtype=np.float32) / shape[1]
     return np.broadcast_to(ranks, shape)
+
+
+def _settle_blocks(
+    priority: npt.NDArray[np.float32], genomes: BoolArray, lattice: Lattice, scores: FloatArray | None
+) -> npt.NDArray[np.float32]:
+    """Return priorities under which removed blocks come back last and, without scores, kept ones go last."""
+    if not lattice.is_block.any():
+        return priority
+    priority = priority.copy()
+    genes = lattice.starts[lattice.is_block]
+    settled = priority[:, genes] if scores is not None else 0.9 + 0.1 * priority[:, genes]
+    priority[:, genes] = np.where(genomes[:, genes], settled, 0)
+    return priority
 
 
 def _sort_groups(

@@ -7,11 +7,12 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
 
+from search_spaces.blocks import ResidualBlock, block_groups, find_blocks, inner_groups, remove_block, silenced
 from search_spaces.cost import ProductCost, build_costs
 from search_spaces.errors import BudgetError, GenomeShapeError, TraceError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
@@ -20,7 +21,10 @@ from search_spaces.groups import ChannelGroup, FrozenChannels, Genes, GroupRules
 from search_spaces.provenance import LayerRecord, Provenance, trace_provenance
 from search_spaces.repair import Lattice, Limit, check_reachable, count_kept, repair
 from search_spaces.surgery import named_tensors
-from search_spaces.verification import count_macs, failing_groups
+from search_spaces.verification import count_macs, failing_blocks, failing_groups
+
+#: Share of residual blocks that a random genome keeps: removing one is a far larger step than removing a channel.
+_BLOCK_KEEP_RATIO = 0.9
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class SearchSpace:
         macs_cost: MACs as a function of the genome.
         params_cost: Parameter count as a function of the genome.
         lattice: Allowed kept counts per group.
+        blocks: Residual blocks that the last genes remove, in the order of their genes.
     """
 
     graph: NetworkGraph
@@ -44,6 +49,7 @@ class SearchSpace:
     macs_cost: ProductCost
     params_cost: ProductCost
     lattice: Lattice
+    blocks: tuple[ResidualBlock, ...] = ()
 
     # ------------------------------------------------------------------ construction
 
@@ -57,6 +63,7 @@ class SearchSpace:
         only: Sequence[str] = (),
         min_channels: int | float = 1,
         round_to: int = 1,
+        block_genes: bool = False,
         verify: bool = True,
         time_limit_s: float = 120.0,
     ) -> SearchSpace:
@@ -71,6 +78,7 @@ class SearchSpace:
             only: Glob patterns; when given, all other groups are frozen.
             min_channels: Fewest channels that a group keeps: a count, or a fraction in (0, 1).
             round_to: Kept channels per group are a multiple of it, or all of them.
+            block_genes: Add one gene per residual block that can be removed as a whole, behind the channel genes.
             verify: Slice and run random genomes, and freeze the groups that fail. Switch off only for a network whose
                 space was verified before.
             time_limit_s: Bound on tracing and verification together.
@@ -103,6 +111,48 @@ class SearchSpace:
             space = build()
             if verify:
                 space = cls._verified(space, provenance, twin, inputs, build)
+            if block_genes:
+                taken = [group.name for group in space.groups]
+                blocks = find_blocks(graph, space.layers, rules, list(parameter_shapes), taken)
+                space = space._with_blocks(blocks, parameter_shapes, dense_macs)
+                if verify:
+                    space = space._with_verified_blocks(twin, inputs, parameter_shapes, dense_macs)
+        return space
+
+    def _with_blocks(
+        self, blocks: tuple[ResidualBlock, ...], parameter_shapes: Mapping[str, tuple[int, ...]], dense_macs: int
+    ) -> SearchSpace:
+        """Return the same space with genes for exactly these ``blocks``."""
+        channels = tuple(group for group in self.groups if group.kind == "channel")
+        groups = channels + block_groups(blocks, channels[-1].stop if channels else 0)
+        genes = replace(self.genes, groups=groups)
+        owner = np.full(len(groups), -1, np.int64)
+        for index, inside in enumerate(inner_groups(blocks, channels, genes.slot_genes)):
+            owner[list(inside)] = len(channels) + index
+        block_of_tensor = {name: len(channels) + i for i, block in enumerate(blocks) for name in block.parameters}
+        macs, params = build_costs(genes, self.layers, parameter_shapes, dense_macs, block_of_tensor)
+        lattice = Lattice.of(groups, owner)
+        return replace(self, genes=genes, macs_cost=macs, params_cost=params, lattice=lattice, blocks=blocks)
+
+    def _with_verified_blocks(
+        self,
+        twin: nn.Module,
+        inputs: Sequence[Tensor],
+        parameter_shapes: Mapping[str, tuple[int, ...]],
+        dense_macs: int,
+    ) -> SearchSpace:
+        """Drop the genes of blocks that cannot be removed; every round drops at least one, so it ends."""
+        space, rng = self, np.random.default_rng(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            while space.blocks:
+                failed = dict(failing_blocks(twin, space, inputs, rng))
+                if not failed:
+                    break
+                told = [FrozenChannels(space.blocks[i].name, 0, f"block stays: {why}") for i, why in failed.items()]
+                kept = tuple(block for index, block in enumerate(space.blocks) if index not in failed)
+                genes = replace(space.genes, frozen=(*space.frozen, *told))
+                space = replace(space, genes=genes)._with_blocks(kept, parameter_shapes, dense_macs)
         return space
 
     @classmethod
@@ -312,6 +362,7 @@ class SearchSpace:
         """
         base = rng.uniform(0.1, 1.0, (n, 1))
         ratio = np.clip(base + rng.normal(0.0, 0.2, (n, len(self.groups))), 0.02, 1.0)
+        ratio[:, self.lattice.is_block] = _BLOCK_KEEP_RATIO
         wanted = np.repeat(ratio, self.lattice.sizes, axis=1) if self.groups else np.zeros((n, 0))
         genomes = rng.random((n, self.n_genes), dtype=np.float32) < wanted
         return self.repair(genomes, rng=rng, macs_budget=macs_budget, params_budget=params_budget)
@@ -320,8 +371,16 @@ class SearchSpace:
 
     def remove_blocks(self, small: nn.Module, genome: BoolArray) -> None:
         """Replace the residual branches that ``genome`` switches off inside the sliced network ``small``."""
+        for block in self.removed_blocks(genome):
+            remove_block(small, block)
+
+    def removed_blocks(self, genome: BoolArray) -> list[ResidualBlock]:
+        """Return the residual blocks that ``genome`` removes."""
+        kept = genome[len(genome) - len(self.blocks) :]
+        return [block for block, keep in zip(self.blocks, kept, strict=True) if not keep]
 
     @contextlib.contextmanager
-    def silenced_blocks(self, model: nn.Module, genome: BoolArray) -> Iterator[None]:  # noqa: ARG002
+    def silenced_blocks(self, model: nn.Module, genome: BoolArray) -> Iterator[None]:
         """Make the residual branches that ``genome`` switches off return zero while the block lasts."""
-        yield
+        with silenced(model, self.removed_blocks(genome)):
+            yield

@@ -134,6 +134,32 @@ def failing_groups(
         yield from _culprits(disagreement, list(range(len(space.groups))))
 
 
+def failing_blocks(
+    model: nn.Module, space: SearchSpace, inputs: Sequence[Tensor], rng: np.random.Generator
+) -> Iterator[tuple[int, str]]:
+    """Yield ``(index into space.blocks, reason)`` for every residual block that cannot be removed safely.
+
+    Args:
+        model: A private copy of the network, in evaluation mode; its weights are replaced by generic ones.
+        space: The space to verify, sound in its channel genes.
+        inputs: Example inputs.
+        rng: Chooses what is cut beside the blocks.
+    """
+    inputs = in_full_precision(model, inputs)
+    make_generic(model, inputs)
+    comparison = _Comparison(model, space, inputs)
+    first = space.n_genes - len(space.blocks)
+    for beside in (space.all_ones()[0], _random_cut(space, rng)):
+
+        def disagreement(part: Sequence[int], beside: BoolArray = beside) -> str | None:
+            genome = beside.copy()
+            genome[first:] = True
+            genome[[first + index for index in part]] = False
+            return comparison.disagreement(genome, check_costs=True) if part else None
+
+        yield from _culprits(disagreement, list(range(len(space.blocks))))
+
+
 def _culprits(disagreement: Callable[[Sequence[int]], str | None], indices: list[int]) -> Iterator[tuple[int, str]]:
     """Yield groups, and what is wrong with cutting them, without which the remaining ones can be cut.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -181,15 +181,30 @@ def _reduction(walk: Walk, operation: Operation) -> Any:
         return walk.opaque(operation, f"operator {operation.op!r} over all channels")
     ids = value.ids
     reduced = sorted({int(dim) % ids.ndim for dim in (dims if isinstance(dims, (list, tuple)) else [dims])})
-    if not reduced or any(varies(ids, dim) for dim in reduced):
+    if not reduced or _mixes_channels(ids, reduced):
         return walk.opaque(operation, f"operator {operation.op!r} over channels")
-    for dim in reduced:
-        ids = ids.narrow(dim, 0, 1)
+    ids = walk.uniform(ids, reduced, operation)
     keep = operation.args[2] if len(operation.args) > 2 else operation.kwargs.get("keepdim", False)
     if not keep:
         for dim in reversed(reduced):
             ids = ids.squeeze(dim)
     return Value(ids=ids)
+
+
+def _softmax(walk: Walk, operation: Operation) -> Any:
+    value = walk.value(operation.args[0])
+    if value.ids is None:
+        return walk.opaque(operation, f"operator {operation.op!r} on a parameter")
+    dim = int(operation.args[1]) % value.ids.ndim
+    if _mixes_channels(value.ids, [dim]):
+        return walk.opaque(operation, f"operator {operation.op!r} over channels")
+    return Value(ids=walk.uniform(value.ids, [dim], operation).expand(value.ids.shape))
+
+
+def _mixes_channels(ids: Tensor, dims: Sequence[int]) -> bool:
+    """Whether an operator along ``dims`` mixes the channels, rather than paths that have the same channels each."""
+    others = [dim for dim in range(ids.ndim) if dim not in dims]
+    return any(varies(ids, dim) for dim in dims) and not any(varies(ids, dim) for dim in others)
 
 
 ELEMENTWISE: Mapping[str, Handler] = {
@@ -198,4 +213,5 @@ ELEMENTWISE: Mapping[str, Handler] = {
     **dict.fromkeys(SPATIAL, _spatial),
     **dict.fromkeys(CONSTANT_FACTORIES, _fixed_output),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduction),
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _softmax),
 }

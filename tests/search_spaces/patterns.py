@@ -397,6 +397,33 @@ class Decoder(Net):
         return self.last(F.relu(self.up(x)))
 
 
+class SelectiveKernels(Net):
+    """Two paths, weighted by a softmax over the paths."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.left, self.right, self.last = conv_bn(3, 6), conv_bn(3, 6, 1), conv(6, 6)
+        self.down, self.up = nn.Conv2d(6, 4, 1), nn.Conv2d(4, 12, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        paths = torch.stack([self.left(x), self.right(x)], dim=1)
+        weights = self.up(F.relu(self.down(paths.sum(1).mean((2, 3), keepdim=True))))
+        n, c, h, w = weights.shape
+        weights = weights.view(n, 2, c // 2, h, w).softmax(dim=1)
+        return self.last((paths * weights).sum(dim=1))
+
+
+class ChannelSoftmax(Net):
+    """A softmax over channels: they stay."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.middle, self.last = conv_bn(3, 6), conv(6, 6), conv(6, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.stem(x)).softmax(dim=1))
+
+
 class VolumeNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -560,6 +587,8 @@ PATTERNS: Mapping[str, Pattern] = {
     "no parameters": Pattern(Parameterless, 0),
     "mean over channels": Pattern(WholeMean, 5, reason="over channels"),
     "image added to features": Pattern(FrozenInputSum, 6 + 5, reason="fixed channels"),
+    "selective kernels": Pattern(SelectiveKernels, 6 + 4 + 6),
+    "softmax over channels": Pattern(ChannelSoftmax, 12, reason="'softmax' over channels"),
     "decoder": Pattern(Decoder, 6 + 5 + 4, lambda: (torch.ones(1, 8, dtype=torch.float64),)),
     "three dimensions": Pattern(lambda: VolumeNet(), 10, lambda: (torch.ones(1, 3, 4, 6, 6, dtype=torch.float64),)),
     "one dimension": Pattern(lambda: SignalNet(), 10, lambda: (torch.ones(1, 3, 16, dtype=torch.float64),)),

@@ -21,13 +21,15 @@ from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, res
 from evoprune.result import ObjectiveFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.runner import SearchOutcome, run_search
-from evoprune.search import LadderPlan, Search, SearchConfig
+from evoprune.search import LadderPlan, Search, SearchConfig, make_generator
 from evoprune.search_progress import SearchProgress
 from fitness.data import ImageData
 from fitness.network import NETWORK_RUNG
 from fitness.precision import gains_by_bfloat16
-from fitness.recipe import make_recipe
+from fitness.recipe import EvaluatorRecipe, make_recipe
+from fitness.seeding import two_step_knowledge
 from search_spaces.errors import OptionError, RunDirectoryError
+from search_spaces.genome import BoolArray, FloatArray
 
 _DENSE_FILE = "dense.safetensors"
 
@@ -43,7 +45,7 @@ def run_session(
         RunDirectoryError: The run directory cannot be written, or another process works on it.
     """
     started = time.perf_counter()
-    space, dense = preparation.space, preparation.dense.model
+    space = preparation.space
     config = SearchConfig(
         budgets={options.metric: preparation.budget},
         ladder=LadderPlan(judge=NETWORK_RUNG),
@@ -51,8 +53,9 @@ def run_session(
         n_generations=options.n_generations,
     )
     with run.locked():
-        search = Search(space, config, seed=options.seed, channel_scores=l1_scores(dense, space))
         observer.on_stage("preparing the evaluation", None)
+        scores, seeds = _knowledge(options, preparation, config.population_size // 2)
+        search = Search(space, config, seed=options.seed, seeds=seeds, channel_scores=scores)
         with (
             EvaluationStore(run.evaluations_path, space.n_genes, space.fingerprint) as store,
             contextlib.closing(make_executor(options, preparation)) as executor,
@@ -71,6 +74,32 @@ def run_session(
     return result
 
 
+def recipe_of(options: SearchOptions, preparation: Preparation) -> EvaluatorRecipe:
+    """Return how candidates are judged, as plain data."""
+    return make_recipe(
+        preparation.dense.model,
+        preparation.space,
+        preparation.data,
+        fitness_options(options, preparation),
+        seed=options.seed,
+        device=preparation.device,
+    )
+
+
+def _knowledge(options: SearchOptions, preparation: Preparation, n_seeds: int) -> tuple[FloatArray, BoolArray | None]:
+    """Return channel scores and first genomes: by two-step elimination where weights are compensated, else by L1."""
+    if fitness_options(options, preparation).compensation != "sequential":
+        return l1_scores(preparation.dense.model, preparation.space), None
+    with _one_thread():
+        knowledge = two_step_knowledge(
+            recipe_of(options, preparation),
+            rng=make_generator(options.seed, "knowledge"),
+            n_seeds=n_seeds,
+            **{f"{options.metric}_budget": preparation.budget},
+        )
+    return knowledge.scores, knowledge.seeds
+
+
 def make_executor(options: SearchOptions, preparation: Preparation) -> Executor:
     """Return where candidates are evaluated; the caller closes it.
 
@@ -78,14 +107,7 @@ def make_executor(options: SearchOptions, preparation: Preparation) -> Executor:
         ExecutionError: Ray cannot be reached, or cannot place the workers.
     """
     device = preparation.device
-    recipe = make_recipe(
-        preparation.dense.model,
-        preparation.space,
-        preparation.data,
-        fitness_options(options, preparation),
-        seed=options.seed,
-        device=device,
-    )
+    recipe = recipe_of(options, preparation)
     if not options.workers:
         # What depends on the dense network alone is computed by one thread too, as on a worker: equal bits.
         with _one_thread():

@@ -1,8 +1,9 @@
 """Compensation: closed-form least-squares updates of the weights that remain. No gradient step is taken.
 
-For a layer that lost input channels the remaining weights are solved anew such that its output comes close to the *dense*
-layer's output. The sequential form takes its regressors from the *pruned* network, layer by layer, so that it also corrects
-what earlier layers did; where the result is added to a shortcut, the target absorbs the drift of that shortcut.
+For a layer that lost input channels the remaining weights are solved anew such that its output comes close to the
+*dense* layer's output. The sequential form takes its regressors from the *pruned* network, layer by layer, so that it
+also corrects what earlier layers did; where the result is added to a shortcut, the target absorbs the drift of that
+shortcut.
 
 Sources: the layer problem is L-OBS / the GA two-step paper (arXiv 1805.11394, our reading, ``W_K + W_R H_RK H_KK^-1``);
 regressors from the pruned network and the shortcut's drift are ours.
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fitness.program import FoldedLayer, Program, SlicedTensors, keep_mask
+from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray
 from search_spaces.graph import Ref
 
@@ -31,16 +33,45 @@ class CompensationOptions:
     """How a solve is done.
 
     Attributes:
-        n_positions: Output positions sampled per image and layer; all of them where a map has fewer.
-        damping: Ridge on the *change* of the weights, relative to the mean squared regressor.
-        max_regressors: Layers with more input weights per output are solved in the sample space instead.
-        every_layer: Also re-solve layers that lost no input channel.
+        n_positions: Most output positions sampled per image and layer.
+        max_multiplications: Bound on the multiplications of one layer's solve; wide layers sample fewer positions.
+        damping: Ridge on the *change* of the weights, relative to the mean variance of a regressor.
+        every_layer: Also re-solve layers that lost no input channel, for the drift of what they read.
+        n_rectified_passes: Further solves for outputs that only a ReLU reads: where the dense value is negative, any
+            negative value will do, so the aim is lowered to what was reached.
     """
 
     n_positions: int = 32
+    max_multiplications: float = 4e9
     damping: float = 1e-3
-    max_regressors: int = 6000
     every_layer: bool = False
+    n_rectified_passes: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every rule once.
+
+        Raises:
+            OptionError: A value is out of its range.
+        """
+        rules = (
+            ("n_positions >= 1", self.n_positions >= 1, self.n_positions),
+            ("max_multiplications > 0", self.max_multiplications > 0, self.max_multiplications),
+            ("damping > 0", self.damping > 0, self.damping),
+            ("n_rectified_passes >= 0", self.n_rectified_passes >= 0, self.n_rectified_passes),
+        )
+        for rule, holds, value in rules:
+            if not holds:
+                raise OptionError(f"`{rule}` must hold for a solve, but got {value}; leave it out for the default")
+
+    def positions_per_image(self, n_images: int, n_regressors: int) -> int:
+        """Return how many positions of each image a layer with ``n_regressors`` input weights per output samples.
+
+        A solve costs ``n k^2`` multiplications for ``n`` samples of ``k`` regressors, or ``n^2 k`` when that is less.
+        """
+        n_rows = self.max_multiplications / n_regressors**2
+        if n_rows < n_regressors:
+            n_rows = (self.max_multiplications / n_regressors) ** 0.5
+        return max(1, min(self.n_positions, int(n_rows / n_images)))
 
 
 def sample_positions(shape: Sequence[int], n_positions: int, generator: torch.Generator) -> Tensor:
@@ -102,33 +133,41 @@ def from_rows(rows: Tensor, like: Tensor) -> Tensor:
     return rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1).contiguous()
 
 
-def solve_update(regressors: Tensor, residual: Tensor, damping: float, has_bias: bool = True) -> Tensor | None:
-    """Return the ridge update of weights and bias that explains ``residual``.
+class Regression:
+    """Ridge regression on fixed regressors, factorised once and solved for any number of residuals.
 
-    Args:
-        regressors: ``(n, k)`` float32.
-        residual: ``(n, out)``: what the present weights leave unexplained.
-        damping: Relative to the mean squared regressor; the bias column is not damped.
-        has_bias: Whether a bias is solved along; it stays 0 otherwise.
-
-    Returns:
-        ``(out, k + 1)``, the bias last, or ``None`` where the system is not positive definite in float32.
+    With fewer samples than regressors the equivalent system in the samples is solved, which is the smaller one.
     """
-    n, k = regressors.shape
-    mean_x, mean_r = regressors.mean(0), residual.mean(0)
-    if not has_bias:
-        mean_x, mean_r = torch.zeros_like(mean_x), torch.zeros_like(mean_r)
-    gram = (regressors.T @ regressors).div_(n) - torch.outer(mean_x, mean_x)
-    moment = (regressors.T @ residual).div_(n) - torch.outer(mean_x, mean_r)
-    ridge = damping * float(gram.diagonal().mean()) + 1e-12
-    gram.diagonal().add_(ridge)
-    factor, info = torch.linalg.cholesky_ex(gram)
-    if int(info) != 0:
-        return None
-    update = torch.cholesky_solve(moment, factor).T
-    bias = mean_r - update @ mean_x
-    result = torch.cat([update, bias.unsqueeze(1)], dim=1)
-    return result if bool(torch.isfinite(result).all()) else None
+
+    def __init__(self, regressors: Tensor, damping: float, has_bias: bool = True) -> None:
+        """Factorise the covariance of ``regressors``, or their sample Gram matrix.
+
+        Args:
+            regressors: ``(n, k)`` float32.
+            damping: Ridge, relative to the mean variance of a regressor; the bias is not damped.
+            has_bias: Whether a bias is solved along; it stays 0 otherwise.
+        """
+        n, k = regressors.shape
+        self.mean = regressors.mean(0) if has_bias else torch.zeros_like(regressors[0])
+        self.centred = regressors - self.mean
+        self.has_bias = has_bias
+        self.in_samples = n < k
+        rows = self.centred if self.in_samples else self.centred.T
+        gram = (rows @ rows.T).div_(n)
+        ridge = damping * float(gram.diagonal().sum()) / k + 1e-12
+        gram.diagonal().add_(ridge)
+        self.factor, info = torch.linalg.cholesky_ex(gram)
+        self.is_well_posed = int(info) == 0 and bool(torch.isfinite(self.factor).all())
+
+    def solve(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the update of weights ``(out, k)`` and bias ``(out,)`` that explains ``residual`` ``(n, out)``."""
+        mean = residual.mean(0) if self.has_bias else torch.zeros_like(residual[0])
+        scaled = (residual - mean) / len(residual)
+        if self.in_samples:
+            update = torch.cholesky_solve(scaled, self.factor).T @ self.centred
+        else:
+            update = torch.cholesky_solve(self.centred.T @ scaled, self.factor).T
+        return update, mean - update @ self.mean
 
 
 @dataclass(frozen=True)
@@ -140,12 +179,14 @@ class _Target:
         positions: ``(batch, n_positions)``.
         output_width: Width of the output map.
         partner: Name of the value that is added to the layer's output, whose drift the layer absorbs.
+        is_rectified: Only a ReLU reads it.
     """
 
     rows: Tensor
     positions: Tensor
     output_width: int
     partner: str | None
+    is_rectified: bool
 
 
 class SequentialCompensation:
@@ -179,6 +220,9 @@ class SequentialCompensation:
         program = self.program
         partners = shortcut_partners(program)
         generator = torch.Generator().manual_seed(seed)
+        rectified = {
+            name for name, readers in program.readers().items() if readers and all(r.op == "relu" for r in readers)
+        }
         wanted: dict[str, list[str]] = {}
         for layer in program.layer_order():
             if layer.is_solvable:
@@ -186,8 +230,10 @@ class SequentialCompensation:
 
         def record(name: str, value: Any) -> None:
             for layer_name in wanted.get(name, ()):
+                n_regressors = to_rows(program.layers[layer_name].weight).shape[1]
+                n_positions = self.options.positions_per_image(len(self.inputs), n_regressors)
                 positions = (
-                    sample_positions(value.shape, self.options.n_positions, generator)
+                    sample_positions(value.shape, n_positions, generator)
                     if value.ndim == 4
                     else torch.zeros((len(value), 1), dtype=torch.int64)
                 )
@@ -196,6 +242,7 @@ class SequentialCompensation:
                     positions=positions,
                     output_width=value.shape[-1] if value.ndim == 4 else 1,
                     partner=partners.get(layer_name, ("", None))[1],
+                    is_rectified=name in rectified,
                 )
 
         dense = program.slice(program.space.all_ones()[0]).cast(self.inputs.dtype)
@@ -214,19 +261,22 @@ class SequentialCompensation:
             step_input = values[self._input_of[layer.name]]
             regressors = gather_patches(layer, step_input, target.positions, target.output_width)
             rows = target.rows[:, torch.from_numpy(np.flatnonzero(keep_mask(layer.out_genes, genome)))]
-            if target.partner is not None:
-                rows = rows - gather_outputs(values[target.partner], target.positions)
-            weight = to_rows(tensors.weights[layer.name])
-            residual = rows - torch.addmm(tensors.biases[layer.name], regressors, weight.T)
-            update = solve_update(regressors, residual, self.options.damping, layer.has_bias)
-            if update is None:
+            offset = None if target.partner is None else gather_outputs(values[target.partner], target.positions)
+            regression = Regression(regressors, self.options.damping, layer.has_bias)
+            if not regression.is_well_posed:
                 _LOGGER.warning("compensation of %s skipped: the regression is ill-conditioned", layer.name)
                 return
-            solved = from_rows(weight + update[:, :-1], tensors.weights[layer.name])
-            tensors.weights[layer.name] = solved
-            tensors.biases[layer.name] = tensors.biases[layer.name] + update[:, -1]
+            weight, bias = to_rows(tensors.weights[layer.name]), tensors.biases[layer.name]
+            passes = self.options.n_rectified_passes if target.is_rectified else 0
+            for index in range(1 + passes):
+                reached = torch.addmm(bias if offset is None else bias + offset, regressors, weight.T)
+                aim = rows if index == 0 else torch.where(rows < 0, reached.clamp(max=0), rows)
+                more_weight, more_bias = regression.solve(aim - reached)
+                weight, bias = weight + more_weight, bias + more_bias
+            solved = from_rows(weight, tensors.weights[layer.name])
+            tensors.weights[layer.name], tensors.biases[layer.name] = solved, bias
             running.weights[layer.name] = solved.to(self.inputs.dtype)
-            running.biases[layer.name] = tensors.biases[layer.name].to(self.inputs.dtype)
+            running.biases[layer.name] = bias.to(self.inputs.dtype)
 
         with torch.inference_mode():
             self.program.run(running, [self.inputs], on_layer=solve)
@@ -250,10 +300,7 @@ class SequentialCompensation:
 def shortcut_partners(program: Program) -> dict[str, tuple[str, str]]:
     """Return, per layer whose output is added to an earlier value, ``(name of the sum, name of that value)``."""
     order = {step.operation.name: index for index, step in enumerate(program.steps)}
-    readers: dict[str, list[Any]] = {}
-    for step in program.steps:
-        for name in dict.fromkeys(step.operation.refs()):
-            readers.setdefault(name, []).append(step.operation)
+    readers = program.readers()
     partners: dict[str, tuple[str, str]] = {}
     for name in program.layers:
         using = readers.get(name, [])

@@ -28,11 +28,13 @@ class JudgedImages:
         inputs: ``(n, ...)`` normalised images, in the dtype that networks are run in.
         soft_labels: ``(n, n_classes)`` label shares.
         teacher: ``(n, n_classes)`` log-probabilities of the dense network, float32.
+        part_sizes: The images come in parts of so many, each of one kind.
     """
 
     inputs: Tensor
     soft_labels: Tensor
     teacher: Tensor
+    part_sizes: tuple[int, ...]
 
 
 def logits_of(program: Program, tensors: SlicedTensors, inputs: Tensor, batch_size: int) -> Tensor:
@@ -44,16 +46,28 @@ def logits_of(program: Program, tensors: SlicedTensors, inputs: Tensor, batch_si
 
 
 def quality(logits: Tensor, images: JudgedImages) -> dict[str, float]:
-    """Return ``kl``, ``cross_entropy``, ``error`` and ``accuracy`` (fractions) of ``logits`` ``(n, n_classes)``."""
+    """Return ``kl``, ``cross_entropy``, ``error`` and ``accuracy`` of ``logits`` ``(n, n_classes)``.
+
+    Error and accuracy are fractions of all images. KL and cross-entropy are the geometric mean over the parts: between
+    plain and mixed images they differ by an order of magnitude, and an ordinary mean would hear the loudest part alone.
+    """
     log_probability = functional.log_softmax(logits, dim=1)
-    kl = functional.kl_div(log_probability, images.teacher, log_target=True, reduction="batchmean")
+    kl = functional.kl_div(log_probability, images.teacher, log_target=True, reduction="none").sum(dim=1)
+    cross_entropy = -(images.soft_labels * log_probability).sum(dim=1)
     accuracy = float((logits.argmax(dim=1) == images.soft_labels.argmax(dim=1)).float().mean())
     return {
-        "kl": float(kl),
-        "cross_entropy": float(-(images.soft_labels * log_probability).sum(dim=1).mean()),
+        "kl": _geometric_mean([float(part.mean()) for part in kl.split(images.part_sizes)]),
+        "cross_entropy": _geometric_mean([float(part.mean()) for part in cross_entropy.split(images.part_sizes)]),
         "error": 1.0 - accuracy,
         "accuracy": accuracy,
     }
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    """Return the geometric mean; values of rounding size count as zero."""
+    if any(math.isnan(value) for value in values):
+        return math.nan
+    return math.prod(max(value, 0.0) for value in values) ** (1 / len(values))
 
 
 class NetworkEvaluator:
@@ -66,6 +80,7 @@ class NetworkEvaluator:
         soft_labels: Tensor,
         calibration_inputs: Tensor,
         options: FitnessOptions,
+        part_sizes: Sequence[int] = (),
     ) -> None:
         """Compute the dense network's predictions and targets once.
 
@@ -75,12 +90,14 @@ class NetworkEvaluator:
             soft_labels: ``(n, n_classes)``.
             calibration_inputs: Likewise, from training data.
             options: How to judge.
+            part_sizes: Sizes of the parts of the fitness images; one part by default.
         """
         self.program = program
         self.options = options
         dense = program.slice(program.space.all_ones()[0])
+        parts = tuple(part_sizes) or (len(fitness_inputs),)
         logits = logits_of(program, dense, fitness_inputs, options.batch_size)
-        self.images = JudgedImages(fitness_inputs, soft_labels, functional.log_softmax(logits, dim=1))
+        self.images = JudgedImages(fitness_inputs, soft_labels, functional.log_softmax(logits, dim=1), parts)
         self.compensate = (
             SequentialCompensation(program, calibration_inputs, options.solve)
             if options.compensation == "sequential"

@@ -14,7 +14,7 @@ OBJECTIVES = {
     "error": "share of images that are misclassified",
 }
 FITNESS_IMAGES = {
-    "mixture": "augmented, mixup and cutmix images, for networks that have memorised their images",
+    "mixture": "plain, augmented, noisy, mixed and cut images, for networks that have memorised their images",
     "heldout": "validation images as they are, for networks that were not trained on them",
 }
 COMPENSATIONS = {
@@ -36,7 +36,9 @@ class FitnessOptions:
         compensation: A name of :data:`COMPENSATIONS`; what a candidate gets before it is judged.
         solve: How layers are solved.
         final_calibration_images: Training images for the network that is handed back.
-        final_positions: Output positions per image and layer for it.
+        final_positions: Most output positions per image and layer for it.
+        final_multiplications: Bound on the multiplications of one layer's solve for it.
+        final_rectified_passes: Further solves for rectified outputs for it.
         batch_size: Images per forward pass.
     """
 
@@ -46,8 +48,10 @@ class FitnessOptions:
     n_calibration_images: int = 256
     compensation: Literal["sequential", "recalibrate", "none"] = "sequential"
     solve: CompensationOptions = field(default_factory=CompensationOptions)
-    final_calibration_images: int = 1024
-    final_positions: int = 256
+    final_calibration_images: int = 2000
+    final_positions: int = 64
+    final_multiplications: float = 1e11
+    final_rectified_passes: int = 1
     batch_size: int = 256
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """A network as a folded, sliceable program: the engine under every evaluator that looks at activations.
 
-The flat graph of the search space is taken over once: every batch norm that follows a convolution or linear layer is folded
-into it, so that a candidate is nothing but a set of sliced weight matrices. Slicing and folding commute, hence the dense
-network is folded once and no module is ever copied for a candidate.
+The flat graph of the search space is taken over once: every batch norm that follows a convolution or linear layer is
+folded into it, so that a candidate is nothing but a set of sliced weight matrices. Slicing and folding commute, hence
+the dense network is folded once and no module is ever copied for a candidate.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ class Program:
 
         Args:
             space: Its search space.
-            tensors: Every parameter and buffer by qualified name, :func:`search_spaces.surgery.named_tensors`; not changed.
+            tensors: Every parameter and buffer by qualified name, :func:`search_spaces.surgery.named_tensors`; not
+                changed.
         """
         self.space = space
         tensors = {name: tensor.detach() for name, tensor in tensors.items()}
@@ -339,11 +340,19 @@ class Program:
         if pad_genes is not None:
             arguments[1] = _kept_padding(arguments[1], keep_mask(pad_genes, kept))
         target = operation.target
-        first = operation.args[0] if operation.args else None
-        if isinstance(first, Ref) and first.name in step.last_readers and first.name not in protected:
-            if operation.op in _IN_PLACE and len(operation.args) == 1 and first.name in self.layers:
-                target = _IN_PLACE[operation.op]
+        read = operation.args[0].name if operation.args and isinstance(operation.args[0], Ref) else ""
+        dies_here = read in step.last_readers and read not in protected and read in self.layers
+        if dies_here and operation.op in _IN_PLACE and len(operation.args) == 1:
+            target = _IN_PLACE[operation.op]
         return target(*arguments, **{key: _resolve(value, values) for key, value in operation.kwargs.items()})
+
+    def readers(self) -> dict[str, list[Operation]]:
+        """Return, per value, the operations that read it."""
+        readers: dict[str, list[Operation]] = {}
+        for step in self.steps:
+            for name in dict.fromkeys(step.operation.refs()):
+                readers.setdefault(name, []).append(step.operation)
+        return readers
 
     def layer_order(self) -> Iterator[FoldedLayer]:
         """Yield the layers in order of execution."""
@@ -353,8 +362,8 @@ class Program:
 def _shortcuts_first(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
     """Return ``steps`` in an order in which a sum's shortcut is ready before the layer that is added to it runs.
 
-    Compensation lets that layer absorb what the shortcut lost, so it has to know it. The order is a depth-first one from the
-    outputs; among the two sides of a sum the layer comes last.
+    Compensation lets that layer absorb what the shortcut lost, so it has to know it. The order is a depth-first one
+    from the outputs; among the two sides of a sum the layer comes last.
     """
     by_name = {step.operation.name: step for step in steps}
     done: dict[str, Step] = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fitness.compensation import SequentialCompensation
-from fitness.data import ImageBatch, ImageData, fitness_mixture, normalise
+from fitness.data import ImageBatch, ImageData, normalise, unmemorised
 from fitness.evaluation import Evaluator
 from fitness.network import NetworkEvaluator
 from fitness.options import FitnessOptions
@@ -38,6 +38,7 @@ class EvaluatorRecipe:
         mean: Per channel, of images in [0, 1].
         std: Likewise.
         device: Where candidates run.
+        part_sizes: Sizes of the parts of the fitness images, each of one kind.
         arrays: Weights (``tensor/<name>``) and uint8 images; shared by the workers of one machine.
     """
 
@@ -46,25 +47,35 @@ class EvaluatorRecipe:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: str = "cpu"
+    part_sizes: tuple[int, ...] = ()
     arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def with_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> EvaluatorRecipe:
         """Return this recipe with other content; ``{}`` strips it for the journey."""
         return replace(self, arrays=arrays)
 
-    def build(self) -> Evaluator:
-        """Return the evaluator, with everything that depends on the dense network alone computed."""
+    def program(self) -> Program:
+        """Return the folded network."""
         tensors = {
             name.removeprefix("tensor/"): _tensor(array).to(self.device)
             for name, array in self.arrays.items()
             if name.startswith("tensor/")
         }
+        return Program(self.space, tensors)
+
+    def calibration_inputs(self) -> Tensor:
+        """Return the normalised calibration images, in the dtype that candidates run in."""
+        return self._inputs("calibration/images")
+
+    def build(self) -> Evaluator:
+        """Return the evaluator, with everything that depends on the dense network alone computed."""
         return NetworkEvaluator(
-            Program(self.space, tensors),
+            self.program(),
             self._inputs("fitness/images"),
             _tensor(self.arrays["fitness/soft_labels"]).to(self.device),
-            self._inputs("calibration/images"),
+            self.calibration_inputs(),
             self.options,
+            self.part_sizes,
         )
 
     def _inputs(self, name: str) -> Tensor:
@@ -84,8 +95,8 @@ def make_recipe(
 ) -> EvaluatorRecipe:
     """Return the recipe of the evaluator for ``model``.
 
-    Calibration images are training images; fitness images are validation images, as they are or as a mixture. The test set
-    is not touched. The choice of images depends on ``seed`` and the data only.
+    Calibration images are training images; fitness images are validation images, as they are or as a mixture. The
+    test set is not touched. The choice of images depends on ``seed`` and the data only.
 
     Args:
         model: The dense network.
@@ -99,9 +110,9 @@ def make_recipe(
     rng = np.random.default_rng([seed, _IMAGE_STREAM])
     calibration = _draw(data.train, options.n_calibration_images, rng)
     fitness = _draw(data.val, options.n_fitness_images, rng)
+    part_sizes: tuple[int, ...] = (len(fitness),)
     if options.fitness_images == "mixture":
-        n = options.n_fitness_images
-        fitness = fitness_mixture(fitness, n, n_classes=data.n_classes, rng=rng, flip=data.may_flip)
+        fitness, part_sizes = unmemorised(fitness, n_classes=data.n_classes, rng=rng, flip=data.may_flip)
     soft = fitness.soft_labels
     if soft is None:
         soft = functional.one_hot(fitness.labels, data.n_classes).float()
@@ -111,7 +122,7 @@ def make_recipe(
     arrays["calibration/images"] = calibration.images.numpy()
     arrays["fitness/images"] = fitness.images.numpy()
     arrays["fitness/soft_labels"] = soft.float().numpy()
-    return EvaluatorRecipe(space, options, tuple(data.mean), tuple(data.std), str(device), arrays)
+    return EvaluatorRecipe(space, options, tuple(data.mean), tuple(data.std), str(device), part_sizes, arrays)
 
 
 def final_network(
@@ -144,7 +155,13 @@ def final_network(
         recalibrate(small, inputs.split(options.batch_size))
         return small
     program = Program(space, named_tensors(model))
-    solve = replace(options.solve, n_positions=options.final_positions)
+    solve = replace(
+        options.solve,
+        n_positions=options.final_positions,
+        max_multiplications=options.final_multiplications,
+        every_layer=True,
+        n_rectified_passes=options.final_rectified_passes,
+    )
     tensors = SequentialCompensation(program, inputs, solve)(genome)
     return compensated_model(model, program, tensors)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fitness.compensation import shortcut_partners
 from fitness.planar import PlanarLayer, planar
 from fitness.program import FoldedLayer, Program
 from search_spaces.errors import OptionError
@@ -74,7 +75,8 @@ class ConsumerStatistics:
             empty.
         genes: ``(g,)`` sorted genes that the layer reads.
         gram: ``(g, g)``: ``1/P <Y_i, Y_j>`` of the genes' contributions ``Y_i = W_i X_i`` to the output.
-        energy: Power of the layer's output, summed over its channels.
+        energy: Power of the layer's output, summed over its channels; of the sum, where the output is added to a
+            shortcut: an error there matters against what the shortcut carries.
         n_rows: Sampled positions that the figures rest on.
     """
 
@@ -253,6 +255,26 @@ class _Accumulator:
         return covariance
 
 
+class _Power:
+    """Variance of a value over images and positions, summed over channels."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, value: Tensor) -> None:
+        rows = value.double().movedim(1, -1).reshape(-1, value.shape[1])
+        rows = rows[torch.isfinite(rows).all(dim=1)]
+        self.count += len(rows)
+        self.total = self.total + rows.sum(dim=0)
+        self.squares = self.squares + rows.square().sum(dim=0)
+
+    def value(self) -> float:
+        mean = torch.as_tensor(self.total) / max(self.count, 1)
+        return float((torch.as_tensor(self.squares) / max(self.count, 1) - mean.square()).clamp(min=0).sum())
+
+
 def collect_statistics(
     program: Program, inputs: Tensor, options: StatisticsOptions = StatisticsOptions()
 ) -> DenseStatistics:
@@ -285,11 +307,19 @@ def collect_statistics(
             value = values[input_of[layer.name]]
             sums[layer.name].add(views[layer.name].regressors(value, options.n_positions, generator))
 
+    powers = {total: _Power() for total, _ in shortcut_partners(program).values()}
+
+    def measure(name: str, value: Any) -> None:
+        if name in powers:
+            powers[name].add(value)
+
     dense = program.slice(program.space.all_ones()[0]).cast(inputs.dtype)
     with torch.no_grad():
         for part in inputs.split(options.batch_size):
-            program.run(dense, [part], on_layer=record)
+            program.run(dense, [part], on_layer=record, on_value=measure)
         consumers = tuple(accumulator.finish() for accumulator in sums.values())
+    totals = {layer: powers[total].value() for layer, (total, _) in shortcut_partners(program).items()}
+    consumers = tuple(replace(c, energy=totals.get(c.layer, c.energy)) if c.energy > 0 else c for c in consumers)
     silent = tuple(c.layer for c in consumers if not c.energy > 0)
     n_dropped = sum(accumulator.n_dropped for accumulator in sums.values())
     if silent:

@@ -1,0 +1,86 @@
+"""What the dense network's statistics tell a search before it starts: an order of the channels, and first genomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fitness.recipe import EvaluatorRecipe
+from fitness.statistics import StatisticsOptions
+from fitness.statistics_cache import cached_two_step
+from search_spaces import SearchSpace
+from search_spaces.genome import BoolArray, FloatArray
+
+#: Exponents of the marginal error; 1 is error per cost, smaller ones spread the cuts more evenly over the layers.
+_EXPONENTS = (1.0, 0.75, 0.5)
+_GROUP_NOISE = 0.35
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a search starts from.
+
+    Attributes:
+        scores: ``(n_genes,)`` larger = more wanted, comparable over the whole network: the error that the gene's
+            removal adds once those less wanted are gone and the others are updated (E2).
+        seeds: ``(n, n_genes)`` feasible genomes, best guess first.
+    """
+
+    scores: FloatArray
+    seeds: BoolArray
+
+
+def two_step_knowledge(
+    recipe: EvaluatorRecipe,
+    *,
+    rng: np.random.Generator,
+    n_seeds: int,
+    macs_budget: float | None = None,
+    params_budget: float | None = None,
+) -> Knowledge:
+    """Return scores and seeds from greedy elimination on E2 (PAPERS: the GA two-step method, our reading).
+
+    Statistics and eliminations come from the cache of the user where they were computed before.
+
+    Args:
+        recipe: Gives the network and the calibration images.
+        rng: Varies the seeds behind the first ones.
+        n_seeds: Genomes wanted.
+        macs_budget: As for :meth:`SearchSpace.repair`.
+        params_budget: Likewise.
+    """
+    options = StatisticsOptions(max_bytes=1 << 29)
+    two_step = cached_two_step(recipe.program(), recipe.calibration_inputs(), options)
+    scores = two_step.scores()
+    seeds = width_seeds(recipe.space, scores, rng=rng, n=n_seeds, macs_budget=macs_budget, params_budget=params_budget)
+    return Knowledge(scores, seeds)
+
+
+def width_seeds(
+    space: SearchSpace,
+    scores: FloatArray,
+    *,
+    rng: np.random.Generator,
+    n: int,
+    macs_budget: float | None = None,
+    params_budget: float | None = None,
+) -> BoolArray:
+    """Return ``n`` genomes ``(n, n_genes)`` that drop the genes of least score per cost.
+
+    The first ones weigh error against cost with different exponents; the others also vary how much each group matters.
+
+    Args:
+        space: The search space.
+        scores: ``(n_genes,)`` non-negative.
+        rng: Source of the variation.
+        n: Genomes wanted.
+        macs_budget: As for :meth:`SearchSpace.repair`.
+        params_budget: Likewise.
+    """
+    exponents = np.array([_EXPONENTS[i % len(_EXPONENTS)] for i in range(n)])
+    noise = rng.normal(0.0, _GROUP_NOISE, (n, len(space.groups)))
+    noise[: len(_EXPONENTS)] = 0.0
+    sizes = [group.size for group in space.groups]
+    wanted = np.maximum(scores, 1e-12)[None] ** exponents[:, None] * np.exp(np.repeat(noise, sizes, axis=1))
+    return space.repair(space.all_ones(n), rng=rng, macs_budget=macs_budget, params_budget=params_budget, scores=wanted)

@@ -75,7 +75,7 @@ class CompensationOptions:
 
 
 def sample_positions(shape: Sequence[int], n_positions: int, generator: torch.Generator) -> Tensor:
-    """Return flat output positions ``(batch, n)`` for maps of ``shape`` ``(batch, channels, ...)``, sorted, distinct."""
+    """Return distinct, sorted flat output positions ``(batch, n)`` of maps of ``shape`` ``(batch, channels, ...)``."""
     batch, total = shape[0], int(np.prod(shape[2:]))
     if total <= n_positions:
         return torch.arange(total).expand(batch, total)

@@ -47,4 +47,4 @@ class Evaluator(Protocol):
         """Names of the rungs, cheapest first."""
 
     def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
-        """Return one evaluation per row of ``genomes`` ``(n, n_genes)``, in order; a failure is a value, not an error."""
+        """Return one evaluation per row of ``genomes`` ``(n, n_genes)``, in order; failures are values, not errors."""

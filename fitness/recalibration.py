@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Replace the running statistics of every batch norm by their mean over ``batches``; returns how many norms changed.
+    """Replace the running statistics of every batch norm by their mean over ``batches``; return how many there are.
 
-    Norms without running statistics are left alone. The mode, momentum and gradients of ``model`` are as before on return,
+    Norms without running statistics are left alone. Mode, momentum and gradients of ``model`` are as before on return,
     also when the forward pass raises.
 
     Args:

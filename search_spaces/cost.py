@@ -6,12 +6,13 @@ linear in the genome. Since all genes of a group weigh the same, only the kept *
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from search_spaces.genome import FloatArray, IntArray
+from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.groups import KEPT, Genes
 from search_spaces.provenance import LayerRecord
 
@@ -31,6 +32,31 @@ class CountForms:
     def __call__(self, counts: IntArray) -> FloatArray:
         """Return the value of every form, ``(n, n_forms)``, for ``counts`` ``(n, n_groups)``."""
         return np.asarray(counts.astype(np.float64) @ self.weights + self.constant)
+
+
+@dataclass(frozen=True)
+class _Quadratic:
+    """A cost ``constant + linear @ x + x @ pairs @ x / 2`` of the kept counts ``x`` of some groups; whole numbers.
+
+    Attributes:
+        groups: ``(n_used,)`` indices of those groups.
+        pairs: ``(n_used, n_used)``, symmetric.
+        linear: ``(n_used,)``.
+        constant: What remains when all counts are zero.
+    """
+
+    groups: IntArray
+    pairs: FloatArray
+    linear: FloatArray
+    constant: float
+
+    def value(self, kept: FloatArray) -> FloatArray:
+        """Return the cost ``(n,)`` for ``kept`` ``(n, n_used)``."""
+        return np.asarray(self.constant + kept @ self.linear + ((kept @ self.pairs) * kept).sum(axis=1) / 2)
+
+    def rise(self, kept: FloatArray, gains: FloatArray) -> FloatArray:
+        """Return by how much the cost rises, ``(n, n_used)``, when each group alone gains ``gains`` ``(n, n_used)``."""
+        return np.asarray(gains * (self.linear + kept @ self.pairs + gains * self.pairs.diagonal() / 2))
 
 
 @dataclass(frozen=True)
@@ -55,11 +81,40 @@ class ProductCost:
     constant: int
     unit: str
 
+    @functools.cached_property
+    def _always(self) -> _Quadratic:
+        """The part of the cost that no block switches, multiplied out."""
+        return self._multiplied_out(self.block < 0, np.arange(len(self.forms.weights)))
+
+    @functools.cached_property
+    def _switched(self) -> list[tuple[int, _Quadratic]]:
+        """Per block group, the part of the cost that goes with it."""
+        parts = []
+        for group in np.unique(self.block[self.block >= 0]).tolist():
+            terms = self.block == group
+            used = (self.forms.weights[:, self.left[terms]] != 0) | (self.forms.weights[:, self.right[terms]] != 0)
+            parts.append((group, self._multiplied_out(terms, np.flatnonzero(used.any(axis=1)))))
+        return parts
+
+    def _multiplied_out(self, terms: BoolArray, groups: IntArray) -> _Quadratic:
+        left, right = self.left[terms], self.right[terms]
+        weights, constant = self.forms.weights[groups], self.forms.constant
+        weighted = weights[:, left] * self.coefficient[terms]
+        product = weighted @ weights[:, right].T
+        return _Quadratic(
+            groups=groups,
+            pairs=product + product.T,
+            linear=weighted @ constant[right] + weights[:, right] @ (self.coefficient[terms] * constant[left]),
+            constant=float((self.coefficient[terms] * constant[left]) @ constant[right]),
+        )
+
     def __call__(self, counts: IntArray) -> IntArray:
-        """Return the exact cost ``(n,)`` for kept ``counts`` ``(n, n_groups)``; exact below 2**53."""
-        forms = self.forms(counts)
-        terms = forms[:, self.left] * forms[:, self.right] * self._switch(counts)
-        return np.rint(terms @ self.coefficient).astype(np.int64) + self.constant
+        """Return the exact cost ``(n,)`` for kept ``counts`` ``(n, n_groups)``; exact below 2**52."""
+        kept = counts.astype(np.float64)
+        total = self._always.value(kept)
+        for group, part in self._switched:
+            total += kept[:, group] * part.value(kept[:, part.groups])
+        return np.rint(total).astype(np.int64) + self.constant
 
     def marginals(self, counts: IntArray, steps: IntArray) -> FloatArray:
         """Return by how much the cost rises, ``(n, n_groups)``, when each group alone gains ``steps`` genes.
@@ -68,17 +123,14 @@ class ProductCost:
             counts: ``(n, n_groups)`` kept counts.
             steps: ``(n_groups,)`` or ``(n, n_groups)`` non-negative gains; negative values give the fall.
         """
-        forms = self.forms(counts)
-        switch = self._switch(counts) * self.coefficient
-        gain_left = self.forms.weights[:, self.left].T  # (n_terms, n_groups)
-        gain_right = self.forms.weights[:, self.right].T
-        linear = (switch * forms[:, self.right]) @ gain_left + (switch * forms[:, self.left]) @ gain_right
-        rise = linear * steps + (switch @ (gain_left * gain_right)) * np.square(steps)
-        for group in np.unique(self.block[self.block >= 0]):
-            terms = self.block == group
-            products = forms[:, self.left[terms]] * forms[:, self.right[terms]]
-            rise[:, group] += (products @ self.coefficient[terms]) * np.broadcast_to(steps, counts.shape)[:, group]
-        return np.asarray(rise)
+        kept = counts.astype(np.float64)
+        gains = np.broadcast_to(steps, counts.shape).astype(np.float64)
+        rise = self._always.rise(kept, gains)
+        for group, part in self._switched:
+            inside = kept[:, part.groups]
+            rise[:, part.groups] += kept[:, [group]] * part.rise(inside, gains[:, part.groups])
+            rise[:, group] += gains[:, group] * part.value(inside)
+        return rise
 
     def group_share(self, counts: IntArray) -> FloatArray:
         """Return the share of the cost ``(n_groups,)`` that lies in terms which read or make a group's channels."""
@@ -98,11 +150,6 @@ class ProductCost:
         )
         total = float(self(counts[None])[0])
         return float(terms[touched | (self.block >= 0)].sum() / total) if total else 0.0
-
-    def _switch(self, counts: IntArray) -> FloatArray:
-        if (self.block < 0).all():
-            return np.ones((len(counts), len(self.block)))
-        return np.where(self.block >= 0, counts[:, np.maximum(self.block, 0)], 1).astype(np.float64)
 
 
 class _FormTable:

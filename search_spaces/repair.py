@@ -81,7 +81,8 @@ def count_kept(genomes: BoolArray, lattice: Lattice) -> IntArray:
     """Return how many genes of each group are kept, ``(n, n_groups)``."""
     if not len(lattice.starts):
         return np.zeros((len(genomes), 0), np.int64)
-    return np.add.reduceat(genomes, lattice.starts, axis=1, dtype=np.int64)
+    narrow = np.uint16 if lattice.sizes.max() < 2**16 else np.int64  # sums in narrow integers are four times as fast
+    return np.add.reduceat(genomes.view(np.uint8), lattice.starts, axis=1, dtype=narrow).astype(np.int64)
 
 
 def check_reachable(lattice: Lattice, limits: Sequence[Limit]) -> None:
@@ -135,8 +136,11 @@ def repair(
     counts = lattice.canonical(lattice.floor(count_kept(genomes, lattice)))
     if limits:
         dear = _excess(counts, limits)
-        counts[dear] = _drop(counts[dear], ranked[dear], lattice, limits)
-        counts[~dear] = _add(counts[~dear], ranked[~dear], lattice, limits)
+        lost, gained = np.flatnonzero(dear), np.flatnonzero(~dear)
+        smallest = np.broadcast_to(lattice.min_keep, counts[lost].shape)
+        counts[lost] = _most_generous(np.zeros_like(smallest), counts[lost], smallest, ranked, lost, lattice, limits)
+        largest = np.broadcast_to(lattice.sizes, counts[gained].shape)
+        counts[gained] = _most_generous(counts[gained], largest, counts[gained], ranked, gained, lattice, limits)
         counts = _fill(counts, ranked, lattice, limits)
     return _materialise(order, lattice.canonical(counts), lattice, n_genes)
 
@@ -202,44 +206,68 @@ def _excess(counts: IntArray, limits: Sequence[Limit]) -> BoolArray:
 
 
 def _reach(
-    ranked: npt.NDArray[np.float32], low: IntArray, high: IntArray, threshold: FloatArray, lattice: Lattice
+    ranked: npt.NDArray[np.float32],
+    rows: IntArray,
+    low: IntArray,
+    high: IntArray,
+    threshold: FloatArray,
+    lattice: Lattice,
 ) -> IntArray:
-    """Return how far each group may be kept, in ``[low, high]``, so that genes behind ``low`` reach ``threshold``."""
+    """Return how far each group may be kept, in ``[low, high]``, so that genes behind ``low`` reach ``threshold``.
+
+    All arrays but ``ranked`` have one entry per entry of ``rows``.
+    """
     low, high = low.copy(), high.copy()
-    rows = np.arange(len(ranked))[:, None]
-    while (low < high).any():
-        middle = (low + high) // 2
-        value = ranked[rows, np.minimum(lattice.starts + middle, ranked.shape[1] - 1)]
-        enough = (value >= threshold[:, None]) & (low < high)
+    flat = ranked.ravel()
+    first = lattice.starts + rows[:, None] * ranked.shape[1]
+    level = threshold.astype(np.float32)[:, None]
+    while True:
+        is_open = low < high
+        if not is_open.any():
+            return low
+        middle = (low + high) >> 1
+        enough = (flat.take(first + middle, mode="clip") >= level) & is_open
         low = np.where(enough, middle + 1, low)
         high = np.where(enough, high, middle)
-    return low
 
 
-def _drop(counts: IntArray, ranked: npt.NDArray[np.float32], lattice: Lattice, limits: Sequence[Limit]) -> IntArray:
-    """Return the most generous counts of a threshold rule that meet the limits, for individuals that exceed them."""
-    below, above = np.zeros(len(counts)), np.ones(len(counts))
-    best = np.broadcast_to(lattice.min_keep, counts.shape).copy()
-    for _ in range(_BISECTIONS if len(counts) else 0):
-        middle = (below + above) / 2
-        trial = lattice.floor(_reach(ranked, np.zeros_like(counts), counts, middle, lattice))
+def _most_generous(
+    least: IntArray,
+    most: IntArray,
+    best: IntArray,
+    ranked: npt.NDArray[np.float32],
+    rows: IntArray,
+    lattice: Lattice,
+    limits: Sequence[Limit],
+) -> IntArray:
+    """Return the largest counts that one priority threshold per individual allows under the limits.
+
+    The counts at a threshold lie between those at any two thresholds around it, so every step searches less.
+
+    Args:
+        least: ``(n, n_groups)`` counts at the highest threshold; what is returned keeps at least these.
+        most: Counts at the lowest one.
+        best: Counts that meet the limits, returned where no threshold does.
+        ranked: Priorities of the whole population in order of keeping.
+        rows: ``(n,)`` the individuals in question.
+        lattice: Allowed counts.
+        limits: All must hold.
+    """
+    floor, best, least, most = least, best.copy(), least.copy(), most.copy()
+    below, above = np.zeros(len(best)), np.ones(len(best))
+    active = np.arange(len(best))
+    for _ in range(_BISECTIONS):
+        active = active[(least[active] < most[active]).any(axis=1)]
+        if not len(active):
+            break
+        middle = (below[active] + above[active]) / 2
+        reach = _reach(ranked, rows[active], least[active], most[active], middle, lattice)
+        trial = np.maximum(lattice.floor(reach), floor[active])
         over = _excess(trial, limits)
-        best[~over] = trial[~over]
-        below, above = np.where(over, middle, below), np.where(over, above, middle)
-    return best
-
-
-def _add(counts: IntArray, ranked: npt.NDArray[np.float32], lattice: Lattice, limits: Sequence[Limit]) -> IntArray:
-    """Return the largest counts of a threshold rule that still meet the limits, for individuals with slack."""
-    below, above = np.zeros(len(counts)), np.ones(len(counts))
-    best = counts.copy()
-    sizes = np.broadcast_to(lattice.sizes, counts.shape)
-    for _ in range(_BISECTIONS if len(counts) else 0):
-        middle = (below + above) / 2
-        trial = np.maximum(lattice.floor(_reach(ranked, counts, sizes, middle, lattice)), counts)
-        over = _excess(trial, limits)
-        best[~over] = trial[~over]
-        below, above = np.where(over, middle, below), np.where(over, above, middle)
+        dear, fits = active[over], active[~over]
+        best[fits] = trial[~over]
+        below[dear], most[dear] = middle[over], reach[over]
+        above[fits], least[fits] = middle[~over], reach[~over]
     return best
 
 
@@ -270,8 +298,9 @@ def _fill(counts: IntArray, ranked: npt.NDArray[np.float32], lattice: Lattice, l
 
 
 def _materialise(order: IntArray, counts: IntArray, lattice: Lattice, n_genes: int) -> BoolArray:
-    place = np.arange(n_genes) - np.repeat(lattice.starts, lattice.sizes)
-    keep_sorted = place < np.repeat(counts, lattice.sizes, axis=1)
-    genomes = np.empty(order.shape, np.bool_)
-    np.put_along_axis(genomes, order, keep_sorted, axis=1)
+    genomes = np.empty((len(order), n_genes), np.bool_)
+    rows = np.arange(len(order))[:, None] * n_genes
+    for column, (start, size) in enumerate(zip(lattice.starts, lattice.sizes, strict=True)):
+        keep = np.arange(size) < counts[:, column : column + 1]
+        genomes.ravel()[order[:, start : start + size] + rows] = keep
     return genomes

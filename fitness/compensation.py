@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fitness.program import FoldedLayer, Program, SlicedTensors, keep_mask
 from search_spaces.errors import OptionError
-from search_spaces.genome import BoolArray
+from search_spaces.genome import BoolArray, IntArray
 from search_spaces.graph import Ref
 
 _LOGGER = logging.getLogger(__name__)
@@ -171,6 +171,31 @@ class Regression:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """The part of a run that genomes share.
+
+    Attributes:
+        step: First step that they do not share.
+        values: What is alive there, by name.
+        solved: Compensated tensors of the layers before it.
+    """
+
+    step: int
+    values: Mapping[str, Any]
+    solved: SlicedTensors
+
+
+def run_prefix(program: Program, tensors: SlicedTensors, inputs: Tensor, step: int) -> dict[str, Any]:
+    """Return the activations of ``inputs`` that are alive before ``step``; parameters are left out."""
+    running = tensors.cast(inputs.dtype)
+    with torch.inference_mode():
+        values = program.run(running, [inputs], stop=step)
+    static = set(running.others) | set(program.space.graph.constants)
+    read_later = {name for later in program.steps[step:] for name in later.operation.refs()}
+    return {name: value for name, value in values.items() if name in read_later and name not in static}
+
+
+@dataclass(frozen=True)
 class _Target:
     """What one layer should produce at its sampled positions.
 
@@ -249,9 +274,17 @@ class SequentialCompensation:
         with torch.inference_mode():
             program.run(dense, [self.inputs], on_value=record)
 
-    def __call__(self, genome: BoolArray) -> SlicedTensors:
-        """Return the sliced tensors of ``genome`` in float32, with the solvable layers re-solved."""
+    def __call__(self, genome: BoolArray, prefix: Prefix | None = None) -> SlicedTensors:
+        """Return the sliced tensors of ``genome`` in float32, with the solvable layers re-solved.
+
+        Args:
+            genome: ``(n_genes,)``.
+            prefix: What :meth:`prefix` returned for a genome that agrees with this one on all genes before its step.
+        """
         tensors = self.program.slice(genome)
+        if prefix is not None:
+            tensors.weights.update(prefix.solved.weights)
+            tensors.biases.update(prefix.solved.biases)
         running = tensors.cast(self.inputs.dtype)
 
         def solve(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
@@ -279,8 +312,24 @@ class SequentialCompensation:
             running.biases[layer.name] = bias.to(self.inputs.dtype)
 
         with torch.inference_mode():
-            self.program.run(running, [self.inputs], on_layer=solve)
+            if prefix is None:
+                self.program.run(running, [self.inputs], on_layer=solve)
+            else:
+                self.program.run(running, [], on_layer=solve, env=prefix.values, start=prefix.step)
         return tensors
+
+    def prefix(self, genome: BoolArray, open_genes: IntArray) -> Prefix:
+        """Return what all genomes share that differ from ``genome`` in ``open_genes`` only.
+
+        Holds the pruned network's activations where the shared part ends: memory for the calibration images once.
+        """
+        step = self.program.first_step_of(open_genes)
+        tensors = self(genome)
+        names = [s.layer.name for s in self.program.steps[:step] if s.layer is not None]
+        solved = SlicedTensors(
+            {name: tensors.weights[name] for name in names}, {name: tensors.biases[name] for name in names}, {}, genome
+        )
+        return Prefix(step, run_prefix(self.program, tensors, self.inputs, step), solved)
 
     @property
     def _input_of(self) -> dict[str, str]:

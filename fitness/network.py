@@ -6,16 +6,19 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fitness.compensation import SequentialCompensation
+from fitness.compensation import Prefix, SequentialCompensation, run_prefix
 from fitness.evaluation import Evaluation
 from fitness.options import FitnessOptions
 from fitness.program import Program, SlicedTensors
-from search_spaces.genome import BoolArray, genome_digest
+from search_spaces.errors import GenomeShapeError
+from search_spaces.genome import BoolArray, IntArray, genome_digest
 
 NETWORK_RUNG = "network"
 
@@ -120,10 +123,69 @@ class NetworkEvaluator:
             digest = genome_digest(genome)
             n_images = len(self.images.inputs)
             try:
-                tensors = self.compensate(genome) if self.compensate is not None else self.program.slice(genome)
-                logits = logits_of(self.program, tensors, self.images.inputs, self.options.batch_size)
+                logits = self._predict(genome)
                 metrics = quality(logits, self.images)
                 objective, failure = metrics[self.options.objective], ""
             except torch.OutOfMemoryError as error:
                 metrics, objective, failure = {}, math.inf, f"out of memory: {error}"
             yield Evaluation(digest, NETWORK_RUNG, n_images, objective, metrics, time.perf_counter() - started, failure)
+
+    def _predict(self, genome: BoolArray) -> Tensor:
+        tensors = self.compensate(genome) if self.compensate is not None else self.program.slice(genome)
+        return logits_of(self.program, tensors, self.images.inputs, self.options.batch_size)
+
+
+class StageEvaluator(NetworkEvaluator):
+    """Judges genomes that differ in some genes only: what lies before those genes is computed once.
+
+    Its evaluations equal those of the evaluator it came from, bit for bit.
+    """
+
+    def __init__(
+        self, whole: NetworkEvaluator, genome: BoolArray, open_genes: IntArray, *, max_bytes: int = 1 << 31
+    ) -> None:
+        """Run the shared part once over calibration and fitness images.
+
+        Args:
+            whole: Judges any genome.
+            genome: ``(n_genes,)``; the genomes to come agree with it outside ``open_genes``.
+            open_genes: Indices of the genes that may differ.
+            max_bytes: Bound on the activations kept; where they need more, nothing is shared.
+        """
+        self.program, self.options, self.images = whole.program, whole.options, whole.images
+        self.compensate = whole.compensate
+        self.reference = genome.copy()
+        self.is_open = np.zeros(len(genome), np.bool_)
+        self.is_open[open_genes] = True
+        step = self.program.first_step_of(open_genes)
+        self._shared: Prefix | None = None
+        tensors = self.program.slice(genome)
+        if self.compensate is not None:
+            self._shared = self.compensate.prefix(genome, open_genes)
+            tensors.weights.update(self._shared.solved.weights)
+            tensors.biases.update(self._shared.solved.biases)
+        self._step = step
+        parts = self.images.inputs.split(self.options.batch_size)
+        self._starts: list[dict[str, Any]] = [run_prefix(self.program, tensors, part, step) for part in parts]
+        kept = [*self._starts, *([self._shared.values] if self._shared is not None else [])]
+        self.prefix_bytes = sum(t.numel() * t.element_size() for values in kept for t in values.values())
+        if self.prefix_bytes > max_bytes:
+            self._shared, self._step = None, 0
+            self._starts = []
+
+    def _predict(self, genome: BoolArray) -> Tensor:
+        if not np.array_equal(genome[~self.is_open], self.reference[~self.is_open]):
+            raise GenomeShapeError(
+                "a stage judges genomes that agree outside its open genes, but got one that differs in "
+                f"{int((genome != self.reference)[~self.is_open].sum())} other genes; evaluate it with the whole space"
+            )
+        if not self._starts:
+            return super()._predict(genome)
+        tensors = self.program.slice(genome)
+        if self.compensate is not None:
+            tensors = self.compensate(genome, self._shared)
+        running = tensors.cast(self.images.inputs.dtype)
+        output = self.program.outputs[0]
+        with torch.inference_mode():
+            parts = [self.program.run(running, [], env=env, start=self._step)[output].float() for env in self._starts]
+        return torch.cat(parts)

@@ -281,7 +281,7 @@ class Program:
         on_layer: Callable[[FoldedLayer, dict[str, Any]], None] | None = None,
         on_value: Callable[[str, Any], None] | None = None,
         keep: Collection[str] = (),
-        env: dict[str, Any] | None = None,
+        env: Mapping[str, Any] | None = None,
         start: int = 0,
         stop: int | None = None,
     ) -> dict[str, Any]:
@@ -345,6 +345,24 @@ class Program:
         if dies_here and operation.op in _IN_PLACE and len(operation.args) == 1:
             target = _IN_PLACE[operation.op]
         return target(*arguments, **{key: _resolve(value, values) for key, value in operation.kwargs.items()})
+
+    def first_step_of(self, genes: IntArray) -> int:
+        """Return the index of the first step whose tensors depend on ``genes``; the number of steps if none does.
+
+        Every value before that step is the same for all genomes that agree on the other genes.
+        """
+        slots = self.space.slot_genes
+        graph_tensors = self.space.graph.tensors
+        for index, step in enumerate(self.steps):
+            names = {graph_tensors[name] for name in step.operation.refs() if name in graph_tensors}
+            if step.layer is not None and step.layer.record.weight is not None:
+                names.add(step.layer.record.weight)
+            touched = [g for (name, _), g in slots.items() if name in names]
+            if step.operation.module in self.space.pad_genes:
+                touched.append(self.space.pad_genes[step.operation.module])
+            if any(np.isin(found, genes).any() for found in touched):
+                return index
+        return len(self.steps)
 
     def readers(self) -> dict[str, list[Operation]]:
         """Return, per value, the operations that read it."""

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 from evoprune.search import Repairer, make_generator, normalise_scores, uniform_genomes
+from evoprune.search.operators import positions_in_groups
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, FloatArray
+
+_N_BISECTIONS = 30
 
 
 def l1_scores(model: nn.Module, space: SearchSpace) -> FloatArray:
@@ -35,7 +38,10 @@ def l1_scores(model: nn.Module, space: SearchSpace) -> FloatArray:
 
 
 def uniform_l1_genome(model: nn.Module, space: SearchSpace, budgets: Mapping[str, float], seed: int) -> BoolArray:
-    """Return the ``(n_genes,)`` genome that keeps an equal share of every group, as large as ``budgets`` allow.
+    """Return the ``(n_genes,)`` genome that keeps an equal share of channels, as large as ``budgets`` allow.
+
+    As published, channels that several layers make together (a residual stream) stay whole, which is also the stronger
+    baseline; where the budget cannot be met so, every group keeps the same share.
 
     Args:
         model: The dense network.
@@ -45,7 +51,33 @@ def uniform_l1_genome(model: nn.Module, space: SearchSpace, budgets: Mapping[str
 
     Raises:
         BudgetError: A budget cannot be reached.
+
+    References:
+        Li 2017, Pruning filters for efficient ConvNets, Sec. 3.1 and 3.3.
     """
     repairer = Repairer(space, dict(budgets))
     scores = normalise_scores(l1_scores(model, space), repairer.lattice)
-    return uniform_genomes(repairer, np.zeros(1), rng=make_generator(seed, "baseline"), scores=scores)[0]
+    rng = make_generator(seed, "baseline")
+    is_shrunk = np.array([group.kind == "channel" and len(group.layers) == 1 for group in space.groups])
+    genome = _uniform_genome(repairer, scores, is_shrunk)
+    if genome is None:
+        return uniform_genomes(repairer, np.zeros(1), rng=rng, scores=scores)[0]
+    return repairer(genome[None], rng=rng, preference=scores)[0]
+
+
+def _uniform_genome(repairer: Repairer, scores: FloatArray, is_shrunk: BoolArray) -> BoolArray | None:
+    """Return the genome whose groups in ``is_shrunk`` keep the largest feasible equal share; None where none is."""
+    lattice = repairer.lattice
+    positions = positions_in_groups(scores[None], lattice)[0]
+
+    def at(share: float) -> BoolArray:
+        counts = lattice.floor(np.floor(share * lattice.sizes).astype(np.int64)[None])[0]
+        return positions < np.repeat(np.where(is_shrunk, counts, lattice.sizes), lattice.sizes)
+
+    low, high = 0.0, 1.0
+    if not repairer.is_feasible(at(low)[None])[0]:
+        return None
+    for _ in range(_N_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if repairer.is_feasible(at(middle)[None])[0] else (low, middle)
+    return at(low)

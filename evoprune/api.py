@@ -11,14 +11,14 @@ from torch import nn
 from evoprune.artefact import ArtefactError, load, read_description, save_artefact
 from evoprune.exporting import resolve_artefact
 from evoprune.finetuning import finetune as distil
-from evoprune.inspection import SpaceSummary, summarise_space
+from evoprune.inspection import SpaceSummary, draw_space, summarise_space
 from evoprune.interruption import stop_if_asked
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
 from evoprune.options import FinetuneOptions, NetworkOptions, SearchOptions, resolve_options, with_absolute_paths
 from evoprune.preparation import OBJECT, prepare, resolve_device, trace_network
 from evoprune.result import EvaluationReport, FinetuneResult, SearchResult
-from evoprune.run_directory import RunDirectory, read_json, write_json
+from evoprune.run_directory import RunDirectory, read_json, write_atomically, write_json
 from evoprune.session import prepare_again, read_options, run_session, save_dense
 from fitness.data import ImageData, load_data
 from search_spaces.errors import OptionError, RunDirectoryError
@@ -245,12 +245,15 @@ def finetune(
     return result
 
 
-def inspect(model: str | nn.Module = "vgg16", *, n_classes: int = 10, **options: Any) -> SpaceSummary:
+def inspect(
+    model: str | nn.Module = "vgg16", *, n_classes: int = 10, drawing: str | Path | None = None, **options: Any
+) -> SpaceSummary:
     """Return what of ``model`` can be removed, what is frozen and why, and which budgets can be reached.
 
     Args:
         model: A name that ``evoprune list models`` shows, or a network.
         n_classes: Length of the logits of a network that is built by name.
+        drawing: SVG file to write, which shows the layers and how their channels are coupled.
         **options: Further fields of :class:`evoprune.options.NetworkOptions`.
 
     Raises:
@@ -261,7 +264,10 @@ def inspect(model: str | nn.Module = "vgg16", *, n_classes: int = 10, **options:
     name = _name_of(model)
     resolved = resolve_options(NetworkOptions, {**options, "model": name})
     space, shape = trace_network(resolved, None if isinstance(model, str) else model, n_classes)
-    return summarise_space(space, name.removeprefix(OBJECT), shape)
+    title = name.removeprefix(OBJECT)
+    if drawing is not None:
+        write_atomically(Path(drawing), draw_space(space, title).encode())
+    return summarise_space(space, title, shape)
 
 
 def default_run_path(options: SearchOptions) -> Path:

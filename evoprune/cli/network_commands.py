@@ -16,6 +16,7 @@ from evoprune.cli.tables import space_tables
 from evoprune.options import FINETUNING
 
 Classes = Annotated[int, typer.Option("--classes", help="Length of the logits.")]
+Drawing = Annotated[Path | None, typer.Option("--drawing", help="Draw layers and coupling into this SVG file.")]
 Epochs = Annotated[int, typer.Option(help="Passes over the training images.")]
 MaxTime = Annotated[float | None, typer.Option("--max-time", help="Seconds after which training ends.")]
 LearningRate = Annotated[float, typer.Option(help="Peak of the cosine schedule.")]
@@ -36,6 +37,7 @@ def inspect(
     only: arg.Only = None,
     min_channels: arg.MinChannels = "1",
     round_to: arg.RoundTo = 1,
+    drawing: Drawing = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Show what of a network can be removed, what is frozen and why, and which budgets can be reached."""
@@ -51,6 +53,7 @@ def inspect(
         only=tuple(only or ()),
         min_channels=arg.parse_min_channels(min_channels),
         round_to=round_to,
+        drawing=drawing,
     )
     if as_json:
         print_json(summary.to_json())

@@ -71,7 +71,10 @@ def space_tables(summary: SpaceSummary) -> Iterable[Table | str]:
         yield frozen
     yield _range("MACs", summary.macs_dense, summary.macs_range)
     yield _range("params", summary.n_params_dense, summary.n_params_range)
-    yield f"{summary.n_genes} genes in {len(summary.groups)} groups: at most 2^{summary.n_genes} networks"
+    yield (
+        f"{summary.n_genes} genes in {len(summary.groups)} groups: 10^{summary.log10_size:.0f} networks; "
+        f"{summary.macs_share_prunable:.1%} of the MACs lie in layers that can shrink"
+    )
 
 
 def _first_of(layers: list[str]) -> str:

@@ -199,11 +199,16 @@ class TwoStep:
 
         The score is the error that the gene's removal adds in its group's elimination, at least that of the genes
         before
-        it: sorting by score gives the order back.
+        it: sorting by score gives the order back. Genes that no measured layer reads are wanted most: nothing is known
+        against them.
         """
         scores = np.zeros(self.space.n_genes)
         for elimination in self.eliminations.values():
             scores[elimination.order] = np.maximum.accumulate(np.diff(elimination.error, prepend=0.0))
+        known = np.zeros(self.space.n_genes, np.bool_)
+        for consumer in self.statistics.consumers:
+            known[consumer.genes] = True
+        scores[~known] = scores.max(initial=1.0)
         return scores
 
     def _layers_of(self, group: ChannelGroup) -> Iterator[LayerElimination]:

@@ -22,9 +22,9 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     ),
     "dilated and strided": lambda: Chain(
         conv_bn(3, 6),
-        nn.Conv2d(6, 5, 3, stride=2, padding=2, dilation=2),
+        nn.Conv2d(6, 8, 3, stride=2, padding=2, dilation=2),
         nn.ReLU(),
-        nn.Conv2d(5, 4, (1, 3), stride=(1, 2)),
+        nn.Conv2d(8, 4, (1, 3), stride=(1, 2)),
         width=4,
     ),
     "pointwise": lambda: Chain(conv_bn(3, 6), conv(6, 5, 1), nn.ReLU(), conv(5, 4, 1, stride=2), width=4),

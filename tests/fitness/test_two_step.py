@@ -411,3 +411,12 @@ def test_options_are_checked(keyword: str) -> None:
     for make in (TwoStep, StaticCompensation):
         with pytest.raises(OptionError, match="damping > 0"):
             make(program, statistics, damping=0.0)
+
+
+def test_genes_that_no_layer_was_measured_for_are_wanted_most() -> None:
+    _, program, inputs = program_of("convolution")
+    statistics = collect_statistics(program, inputs, ALL)
+    first = program.space.groups[0]
+    rest = tuple(consumer for consumer in statistics.consumers if first.start not in consumer.genes)
+    scores = TwoStep(program, replace(statistics, consumers=rest)).scores()
+    assert (scores[first.start : first.stop] == scores.max()).all()

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fitness.recalibration import recalibrate
+from tests.fitness.networks import images
+from tests.search_spaces.patterns import Chain, conv, conv_bn
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return Chain(conv_bn(3, 6), nn.Dropout(0.5), conv(6, 4), nn.BatchNorm2d(4, track_running_stats=False), width=4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_statistics_are_the_mean_over_batches(training: bool) -> None:
+    model = network().train(training)
+    norm: Any = model.layers[0][1]  # type: ignore[index]
+    norm.momentum = 0.3
+    batches = [images(8, seed=1), images(4, seed=2)]
+    assert recalibrate(model, batches) == 1
+    with torch.no_grad():
+        outputs = [model.layers[0][0](batch) for batch in batches]  # type: ignore[index]
+    mean = torch.stack([out.mean((0, 2, 3)) for out in outputs]).mean(0)
+    variance = torch.stack([out.transpose(0, 1).flatten(1).var(1) for out in outputs]).mean(0)
+    assert torch.allclose(norm.running_mean, mean, atol=1e-6)
+    assert torch.allclose(norm.running_var, variance, atol=1e-6)
+    assert norm.momentum == 0.3
+    assert all(module.training == training for module in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_modes_and_momenta_come_back_when_the_forward_raises() -> None:
+    class Failing(nn.Module):
+        def forward(self, _: Tensor) -> Tensor:
+            raise RuntimeError("no forward")
+
+    model = nn.Sequential(conv_bn(3, 6), Failing()).eval()
+    model[0][2].train()
+    modes = [module.training for module in model.modules()]
+    model[0][1].momentum = 0.2
+    with pytest.raises(RuntimeError, match="no forward"):
+        recalibrate(model, [images(4)])
+    assert [module.training for module in model.modules()] == modes
+    assert model[0][1].momentum == 0.2
+
+
+def test_network_without_norms_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1)).eval()
+    assert recalibrate(model, [images(4)]) == 0

@@ -129,8 +129,12 @@ def to_rows(weight: Tensor) -> Tensor:
 
 
 def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """Undo :func:`to_rows` for a weight shaped as ``like``."""
-    return rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1).contiguous()
+    """Undo :func:`to_rows` for a weight shaped as ``like``.
+
+    The result is cloned: with one input channel ``contiguous`` would keep strides that convolutions misread.
+    """
+    moved = rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)
+    return moved.clone(memory_format=torch.contiguous_format)
 
 
 class Regression:

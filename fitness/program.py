@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import SearchSpace
+from search_spaces.blocks import ResidualBlock
 from search_spaces.genome import BoolArray, IntArray
 from search_spaces.graph import Operation, Ref
 from search_spaces.groups import KEPT
@@ -48,6 +49,7 @@ class FoldedLayer:
         padding: Zeros on either side, per spatial dimension.
         dilation: Per spatial dimension.
         is_shared: The network calls it more than once, so its weights cannot follow one call alone.
+        is_lopsided: It pads one side more than the other (``padding="same"`` with an even kernel).
     """
 
     name: str
@@ -62,6 +64,7 @@ class FoldedLayer:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     is_shared: bool
+    is_lopsided: bool
 
     @property
     def has_bias(self) -> bool:
@@ -71,7 +74,8 @@ class FoldedLayer:
     @property
     def is_solvable(self) -> bool:
         """Whether its input weights are those of a plain regression: one call, one group, not transposed."""
-        plain = self.record.groups == 1 and not self.record.is_transposed and not self.is_shared
+        plain = self.record.groups == 1 and not self.record.is_transposed
+        plain = plain and not self.is_shared and not self.is_lopsided
         return plain and self.in_genes is not None and len(self.kernel) in (0, 2)
 
     @property
@@ -166,6 +170,22 @@ class Program:
             self.steps.append(Step(self._resolved(operation), operation.target, "", layer, ()))
         self.steps = _shortcuts_first(self.steps, [self._alias.get(name, name) for name in graph.outputs])
         self._plan_memory()
+        self._removal = {block.name: self._without(block) for block in self.space.blocks}
+
+    def _without(self, block: ResidualBlock) -> tuple[dict[str, str], frozenset[str]]:
+        """Return what a removed block changes: its sum becomes the shortcut, and which steps nobody needs any more."""
+        branch = self._alias.get(block.branch, block.branch)
+        replaced: dict[str, str] = {}
+        for step in self.steps:
+            operands = [argument.name for argument in step.operation.args[:2] if isinstance(argument, Ref)]
+            if step.operation.op == "add" and branch in operands:
+                replaced[step.operation.name] = operands[1 - operands.index(branch)]
+        needed = set(self.outputs)
+        for step in reversed(self.steps):
+            name = step.operation.name
+            if name in needed:
+                needed.update([replaced[name]] if name in replaced else step.operation.refs())
+        return replaced, frozenset(s.operation.name for s in self.steps if s.operation.name not in needed)
 
     def _resolved(self, operation: Operation) -> Operation:
         def resolve(item: Any) -> Any:
@@ -211,11 +231,14 @@ class Program:
         if record.is_transposed and record.groups > 1 and not record.is_depthwise:
             out_genes = np.tile(out_genes, record.groups)
         spatial = weight.ndim - 2 if operation.op != "linear" else 0
+        same = len(operation.args) > 4 and operation.args[4] == "same"
 
         def numbers(index: int, default: int) -> tuple[int, ...]:
             value = operation.args[index] if len(operation.args) > index else default
             if isinstance(value, str):
-                value = [size * (1 if value == "same" else 0) // 2 for size in weight.shape[2:]]
+                dilations = numbers(5, 1)
+                spans = [gap * (size - 1) for gap, size in zip(dilations, weight.shape[2:], strict=True)]
+                value = [span // 2 if value == "same" else 0 for span in spans]
             return tuple([value] * spatial if isinstance(value, int) else (list(value) * spatial)[:spatial])
 
         return FoldedLayer(
@@ -230,6 +253,7 @@ class Program:
             stride=numbers(3, 1),
             padding=numbers(4, 0),
             dilation=numbers(7 if record.is_transposed else 5, 1),
+            is_lopsided=same and any(size % 2 == 0 for size in weight.shape[2:]),
             is_shared=sum(other.weight == record.weight for other in self.space.layers) > 1,
         )
 
@@ -302,15 +326,24 @@ class Program:
         values.update(tensors.others)
         values.update(self.space.graph.constants)
         protected = set(keep) | set(self.outputs) | set(env or ())
+        replaced: dict[str, str] = {}
+        skipped: set[str] = set()
+        for block in self.space.removed_blocks(tensors.kept):
+            replaced.update(self._removal[block.name][0])
+            skipped |= self._removal[block.name][1]
         for step in self.steps[start:stop]:
             operation = step.operation
-            if step.layer is not None:
+            if operation.name in skipped:
+                pass
+            elif operation.name in replaced:
+                values[operation.name] = values[replaced[operation.name]]
+            elif step.layer is not None:
                 if on_layer is not None:
                     on_layer(step.layer, values)
                 values[operation.name] = self._run_layer(step, values, tensors)
             else:
                 values[operation.name] = self._run_other(step, values, tensors.kept, protected)
-            if on_value is not None:
+            if on_value is not None and operation.name not in skipped:
                 on_value(operation.name, values[operation.name])
             for name in step.last_readers:
                 if name not in protected:
@@ -337,6 +370,8 @@ class Program:
         operation = step.operation
         pad_genes = self.space.pad_genes.get(operation.module) if operation.op in ("pad", "constant_pad_nd") else None
         arguments = [_resolve(argument, values) for argument in operation.args]
+        if operation.name in self.space.view_genes and len(arguments) > 1:
+            arguments[1] = _kept_sizes(arguments[1], self.space.view_genes[operation.name], kept)
         if pad_genes is not None:
             arguments[1] = _kept_padding(arguments[1], keep_mask(pad_genes, kept))
         target = operation.target
@@ -351,6 +386,15 @@ class Program:
 
         Every value before that step is the same for all genomes that agree on the other genes.
         """
+        removable = self.space.n_genes - len(self.space.blocks)
+        changed = {
+            name
+            for gene in genes[genes >= removable]
+            for name in (
+                *self._removal[self.space.blocks[gene - removable].name][0],
+                *self._removal[self.space.blocks[gene - removable].name][1],
+            )
+        }
         slots = self.space.slot_genes
         graph_tensors = self.space.graph.tensors
         for index, step in enumerate(self.steps):
@@ -360,7 +404,7 @@ class Program:
             touched = [g for (name, _), g in slots.items() if name in names]
             if step.operation.module in self.space.pad_genes:
                 touched.append(self.space.pad_genes[step.operation.module])
-            if any(np.isin(found, genes).any() for found in touched):
+            if step.operation.name in changed or any(np.isin(found, genes).any() for found in touched):
                 return index
         return len(self.steps)
 
@@ -436,4 +480,20 @@ def _kept_padding(widths: Sequence[int], kept: BoolArray) -> list[int]:
     before, after = result[2 * pair], result[2 * pair + 1]
     result[2 * pair] = int(kept[:before].sum())
     result[2 * pair + 1] = int(kept[len(kept) - after :].sum())
+    return result
+
+
+def _kept_sizes(sizes: Sequence[int], genes: IntArray, kept: BoolArray) -> list[int]:
+    """Return the sizes of a view with every channel dimension shrunk to the kept slices.
+
+    Args:
+        sizes: As the dense network's code gave them.
+        genes: Gene of each element, size 1 along dimensions in which it does not vary.
+        kept: ``(n_genes,)``.
+    """
+    keep = keep_mask(genes, kept)
+    result = list(sizes)
+    for dim, size in enumerate(genes.shape):
+        if size > 1 and len(result) == genes.ndim and result[dim] == size:
+            result[dim] = int(keep.any(axis=tuple(d for d in range(genes.ndim) if d != dim)).sum())
     return result

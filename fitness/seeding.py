@@ -15,6 +15,8 @@ from search_spaces.genome import BoolArray, FloatArray
 #: Exponents of the marginal error; 1 is error per cost, smaller ones spread the cuts more evenly over the layers.
 _EXPONENTS = (1.0, 0.75, 0.5)
 _GROUP_NOISE = 0.35
+#: Covariances beyond it are not kept; the widest layers are then ordered by E1, which takes seconds and not a minute.
+_MAX_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def two_step_knowledge(
         macs_budget: As for :meth:`SearchSpace.repair`.
         params_budget: Likewise.
     """
-    options = StatisticsOptions(max_bytes=1 << 29)
+    options = StatisticsOptions(max_bytes=_MAX_BYTES)
     two_step = cached_two_step(recipe.program(), recipe.calibration_inputs(), options)
     scores = two_step.scores()
     seeds = width_seeds(recipe.space, scores, rng=rng, n=n_seeds, macs_budget=macs_budget, params_budget=params_budget)
@@ -83,4 +85,5 @@ def width_seeds(
     noise[: len(_EXPONENTS)] = 0.0
     sizes = [group.size for group in space.groups]
     wanted = np.maximum(scores, 1e-12)[None] ** exponents[:, None] * np.exp(np.repeat(noise, sizes, axis=1))
+    wanted[:, space.n_genes - len(space.blocks) :] = wanted.max(initial=1.0) * 1e9  # blocks stay: no error is known
     return space.repair(space.all_ones(n), rng=rng, macs_budget=macs_budget, params_budget=params_budget, scores=wanted)

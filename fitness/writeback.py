@@ -36,6 +36,8 @@ def compensated_model(model: nn.Module, program: Program, tensors: SlicedTensors
                 continue
             record = layer.record
             assert record.weight is not None
+            if record.weight not in parameters:  # it went with a removed block
+                continue
             weight, bias = tensors.weights[name], tensors.biases[name]
             if layer.norm:
                 norm: Any = small.get_submodule(layer.norm)

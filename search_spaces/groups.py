@@ -134,6 +134,8 @@ class Genes:
         slot_genes: ``(tensor name, axis)`` to the gene of each slice, :data:`KEPT` where it always stays.
         pad_genes: Module path of a shrinkable pad to the gene of each output channel.
         norm_genes: Module path of a norm layer to the gene of each of its channels.
+        view_genes: Operation that gives a value another shape to the gene of each element of its result; size 1 along
+            dimensions in which they do not vary.
         gene_ids: Provenance ids of each gene, to freeze it later.
     """
 
@@ -142,6 +144,7 @@ class Genes:
     slot_genes: Mapping[tuple[str, int], IntArray]
     pad_genes: Mapping[str, IntArray]
     norm_genes: Mapping[str, IntArray]
+    view_genes: Mapping[str, IntArray]
     gene_ids: tuple[IntArray, ...]
 
     @property
@@ -204,6 +207,7 @@ def build_genes(provenance: Provenance, rules: GroupRules) -> Genes:
         slot_genes={slot: gene_of_class[classes[ids]] for slot, ids in provenance.slots.items()},
         pad_genes={path: gene_of_class[classes[ids]] for path, ids in provenance.pads.items()},
         norm_genes={path: gene_of_class[classes[ids]] for path, ids in provenance.norms.items()},
+        view_genes={name: gene_of_class[classes[ids.numpy()]] for name, ids in provenance.views.items()},
         gene_ids=tuple(ids_of_gene),
     )
 

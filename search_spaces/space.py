@@ -223,6 +223,11 @@ class SearchSpace:
         return self.genes.slot_genes
 
     @property
+    def view_genes(self) -> Mapping[str, IntArray]:
+        """Reshaping operation to the gene of each element of its result; size 1 where they do not vary."""
+        return self.genes.view_genes
+
+    @property
     def pad_genes(self) -> Mapping[str, IntArray]:
         """Module path of each shrinkable pad to the gene of each of its output channels."""
         return self.genes.pad_genes

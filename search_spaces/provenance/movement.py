@@ -53,6 +53,8 @@ MOVES = frozenset(
         "_unsafe_view",
     ]
 )
+#: Movement whose arguments hold the sizes of its result.
+RESHAPES = frozenset(["view", "reshape", "unflatten", "_unsafe_view"])
 LITERAL_CUTS = frozenset(["slice", "split", "split_with_sizes", "narrow", "select", "tensor_split"])
 
 
@@ -83,7 +85,7 @@ def _movement(walk: Walk, operation: Operation) -> Any:
             walk.opaque_tensors.setdefault(value.tensor, f"is moved together with activations {walk.place(operation)}")
     if operation.op in ("cat", "concat"):
         return _concatenation(operation, ids)
-    if operation.op in ("view", "reshape", "unflatten", "_unsafe_view"):
+    if operation.op in RESHAPES:
         _equal_parts_of_split_dimensions(walk, operation, ids[0])
     if operation.op in ("channel_shuffle", "native_channel_shuffle"):
         groups = int(operation.args[1])

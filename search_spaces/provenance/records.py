@@ -65,7 +65,7 @@ class Provenance:
         layers: Every convolution and linear call, in order.
         pads: Module path of a shrinkable pad to the ids of its output channels.
         norms: Module path of a norm layer to the ids of its channels.
-        values: Ids per operation, compressed (stride-0 dimensions kept as views).
+        views: Operation that gives a value another shape to the ids of its result, size 1 where they do not vary.
     """
 
     n_ids: int = 1
@@ -77,4 +77,4 @@ class Provenance:
     layers: list[LayerRecord] = field(default_factory=list)
     pads: dict[str, IntArray] = field(default_factory=dict)
     norms: dict[str, IntArray] = field(default_factory=dict)
-    values: dict[str, Tensor] = field(default_factory=dict)
+    views: dict[str, Tensor] = field(default_factory=dict)

@@ -11,9 +11,9 @@ from search_spaces.errors import TraceError
 from search_spaces.graph import NetworkGraph, Operation
 from search_spaces.provenance.elementwise import CONSTANT_FACTORIES, ELEMENTWISE
 from search_spaces.provenance.layers import LAYERS
-from search_spaces.provenance.movement import MOVEMENT
+from search_spaces.provenance.movement import MOVEMENT, RESHAPES
 from search_spaces.provenance.records import Provenance, Value
-from search_spaces.provenance.state import Handler, Walk, content_of
+from search_spaces.provenance.state import Handler, Walk, content_of, narrow_views
 
 #: How each operator treats the ids; whatever is missing here freezes what enters it.
 HANDLERS: Mapping[str, Handler] = {**ELEMENTWISE, **MOVEMENT, **LAYERS}
@@ -38,8 +38,8 @@ def trace_provenance(graph: NetworkGraph, tensor_shapes: dict[str, tuple[int, ..
     with torch.no_grad():
         for operation in graph.operations:
             walk.env[operation.name] = value = _step(walk, operation)
-            if isinstance(value, Value) and value.ids is not None:
-                walk.result.values[operation.name] = value.ids
+            if isinstance(value, Value) and value.ids is not None and operation.op in RESHAPES:
+                walk.result.views[operation.name] = narrow_views(value.ids)
     for name in graph.outputs:
         value = walk.env.get(name)
         if isinstance(value, Value) and value.ids is not None:

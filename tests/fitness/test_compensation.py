@@ -155,7 +155,6 @@ def test_constant_zero_activations_are_no_obstacle() -> None:
         nn.Conv2d(5, 4, 3, padding="valid"),
         pytest.param(
             nn.Conv2d(5, 4, 3, padding="same", dilation=2),
-            marks=pytest.mark.xfail(reason="the folded layer's padding leaves the dilation out"),
         ),
     ],
     ids=str,
@@ -189,7 +188,6 @@ def test_patches_are_those_of_unfold(module: nn.Conv2d, n_positions: int) -> Non
     assert torch.equal(from_rows(to_rows(module.weight), module.weight), module.weight)
 
 
-@pytest.mark.xfail(reason="strides of size-1 dimensions are left over, which oneDNN takes for channels last")
 def test_solved_weights_have_plain_strides() -> None:
     weight = torch.randn(2, 1, 1, 3)
     assert from_rows(to_rows(weight), weight).stride() == weight.stride()

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import SearchSpace, count_macs, masked, prune_model
+from search_spaces.errors import TraceError
 from search_spaces.graph import time_limit
 from search_spaces.verification import make_generic, relative_difference
 
@@ -206,6 +207,8 @@ def measure_peer(network: str, example: Tensor) -> PeerRow:
         ratio = count_macs(model, [example]) / dense
         status = "cuts and runs" if ratio < 0.999 else "runs, nothing cut"
         return PeerRow(status, time.perf_counter() - start, ratio)
+    except TraceError:
+        return PeerRow(f"no end within {PEER_TIME_LIMIT_S:g} s", time.perf_counter() - start, None)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         return PeerRow(f"{type(error).__name__}: {first}"[:120], time.perf_counter() - start, None)
@@ -277,8 +280,8 @@ def cells(row: ZooRow) -> tuple[str, ...]:
         f"{row.macs_share:.3f}",
         str(row.n_compared),
         str(row.n_skipped),
-        f"{row.largest_difference:.1e}",
-        "exact" if row.counts_exact else "WRONG",
+        f"{row.largest_difference:.1e}" if row.n_compared else "-",
+        ("exact" if row.counts_exact else "WRONG") if row.n_compared else "-",
         *peer_cells,
     )
 
@@ -296,20 +299,25 @@ def render(rows: Sequence[ZooRow]) -> str:
 
 def page(rows: Sequence[ZooRow], conditions: dict[str, Any]) -> str:
     """Return the documentation page with the table and what stays frozen in each network."""
-    good = [row for row in rows if row.error is None and row.largest_difference <= TOLERANCE and row.counts_exact]
+    traced = [row for row in rows if row.error is None]
+    compared = [row for row in traced if row.n_compared]
+    good = [row for row in compared if row.largest_difference <= TOLERANCE and row.counts_exact]
     peers = [row for row in rows if row.peer is not None]
     cut = [row for row in peers if row.peer is not None and row.peer.status == "cuts and runs"]
     intro = (
-        f"`python -m benchmarks.zoo`: {len(good)} of {len(rows)} networks traced, cut networks equal to the masked "
-        f"ones within {TOLERANCE:g} relative, and MACs and parameters equal to an independent count. Torch-Pruning 1.6.1 "
-        f"cuts and runs {len(cut)} of {len(peers)} in the same run."
+        f"`python -m benchmarks.zoo`: {len(traced)} of {len(rows)} networks traced. In {len(compared)} of them at least "
+        f"one of the budgets can be reached; there, cut networks equal the masked ones within {TOLERANCE:g} relative "
+        f"and MACs and parameters equal an independent count in {len(good)} of {len(compared)}. Torch-Pruning 1.6.1 "
+        f"cuts and runs {len(cut)} of {len(peers)} in the same run; whether what it cut still computes the same is not "
+        "checked."
     )
     legend = (
         "*conv channels*: share of convolution output channels that a gene removes; *MACs*: share of the MACs that lie "
         "in layers which a gene changes; *compared*: random genomes at MACs budgets 0.3 to 0.9; *skipped*: those "
         "budgets that lie under the reachable minimum; *largest diff*: of masked and cut logits, relative, in float64."
     )
-    told = "Conditions: " + ", ".join(f"{key} {value}" for key, value in conditions.items()) + "."
+    told = "Conditions: " + ", ".join(f"{key} {value}" for key, value in conditions.items())
+    told += ". Each network ran once, and seconds depend on the machine and on what else it did."
     lines = [
         *("# Networks that can be cut", "", intro, "", legend, "", told, ""),
         render(rows),

@@ -306,8 +306,8 @@ def page(rows: Sequence[ZooRow], conditions: dict[str, Any]) -> str:
     cut = [row for row in peers if row.peer is not None and row.peer.status == "cuts and runs"]
     intro = (
         f"`python -m benchmarks.zoo`: {len(traced)} of {len(rows)} networks traced. In {len(compared)} of these at "
-        f"least one of the budgets can be reached; there, cut networks equal the masked ones within {TOLERANCE:g} relative "
-        f"and MACs and parameters equal an independent count in {len(good)} of {len(compared)}. Torch-Pruning 1.6.1 "
+        f"least one of the budgets can be reached; there, cut networks equal the masked ones within {TOLERANCE:g} "
+        f"relative and MACs and parameters equal an independent count in {len(good)} of {len(compared)}. Torch-Pruning 1.6.1 "
         f"cuts and runs {len(cut)} of {len(peers)} in the same run; whether what it cut still computes the same is not "
         "checked."
     )

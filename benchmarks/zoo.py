@@ -307,8 +307,9 @@ def page(rows: Sequence[ZooRow], conditions: dict[str, Any]) -> str:
     intro = (
         f"`python -m benchmarks.zoo`: {len(traced)} of {len(rows)} networks traced. In {len(compared)} of these at "
         f"least one of the budgets can be reached; there, cut networks equal the masked ones within {TOLERANCE:g} "
-        f"relative and MACs and parameters equal an independent count in {len(good)} of {len(compared)}. Torch-Pruning 1.6.1 "
-        f"cuts and runs {len(cut)} of {len(peers)} in the same run; whether what it cut still computes the same is not "
+        f"relative and MACs and parameters equal an independent count in {len(good)} of {len(compared)}. "
+        f"Torch-Pruning 1.6.1 cuts and runs {len(cut)} of {len(peers)} in the same run; "
+        "whether what it cut still computes the same is not "
         "checked."
     )
     legend = (

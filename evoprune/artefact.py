@@ -60,6 +60,7 @@ class SpaceRecord(_Record):
     only: tuple[str, ...] = ()
     min_channels: int | float = 1
     round_to: int = 1
+    block_genes: bool = False
     fingerprint: str
 
     def trace(self, model: nn.Module, input_shape: tuple[int, int, int], *, verify: bool = True) -> SearchSpace:
@@ -71,6 +72,7 @@ class SpaceRecord(_Record):
             only=self.only,
             min_channels=self.min_channels,
             round_to=self.round_to,
+            block_genes=self.block_genes,
             verify=verify,
         )
 

@@ -206,6 +206,7 @@ def _space_record(options: NetworkOptions) -> SpaceRecord:
         only=options.only,
         min_channels=options.min_channels,
         round_to=options.round_to,
+        block_genes=options.block_genes,
         fingerprint="",
     )
 

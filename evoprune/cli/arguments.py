@@ -20,6 +20,7 @@ Protect = Annotated[list[str] | None, typer.Option(help="Leave groups that match
 Only = Annotated[list[str] | None, typer.Option(help="Touch no groups but those that match; repeatable.")]
 MinChannels = Annotated[str, typer.Option(help="Channels that every group keeps: a count, or a share in (0, 1).")]
 RoundTo = Annotated[int, typer.Option(help="Kept channels of a group are a multiple of this.")]
+BlockGenes = Annotated[bool, typer.Option("--block-genes", help="Let whole residual blocks be removed too.")]
 Seed = Annotated[int | None, typer.Option(help="Master seed; drawn and recorded where none is given.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone on stdout.")]

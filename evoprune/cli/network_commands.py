@@ -37,6 +37,7 @@ def inspect(
     only: arg.Only = None,
     min_channels: arg.MinChannels = "1",
     round_to: arg.RoundTo = 1,
+    block_genes: arg.BlockGenes = False,
     drawing: Drawing = None,
     as_json: arg.AsJson = False,
 ) -> None:
@@ -53,6 +54,7 @@ def inspect(
         only=tuple(only or ()),
         min_channels=arg.parse_min_channels(min_channels),
         round_to=round_to,
+        block_genes=block_genes,
         drawing=drawing,
     )
     if as_json:

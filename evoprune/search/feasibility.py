@@ -25,6 +25,10 @@ class Space(Protocol):
         """Channel groups, in order of their genes."""
 
     @property
+    def lattice(self) -> Lattice:
+        """Kept counts that each group may take."""
+
+    @property
     def macs_dense(self) -> int:
         """Multiply-adds of the dense network."""
 
@@ -83,7 +87,7 @@ class Repairer:
                 "a search needs budgets for `macs` or `params`, each in (0, 1] of the dense cost, but got "
                 f"{dict(budgets)}; give for instance {{'macs': 0.3}}"
             )
-        self.lattice = Lattice.of(space.groups)
+        self.lattice = space.lattice
         self._space = space
         self._gene_costs = self._costs_per_gene()
 

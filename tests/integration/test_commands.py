@@ -211,3 +211,19 @@ def test_list_shows_every_section() -> None:
 def test_importing_evoprune_does_not_import_ray() -> None:
     program = "import sys, evoprune, evoprune.cli; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=120)
+
+
+def test_whole_blocks_may_be_removed(inputs: Path, tmp_path: Path) -> None:
+    images = f"npz:{inputs / 'images.npz'}"
+    outcome = run(
+        *("search", "--model", "resnet20", "--model-args", '{"width": 0.25}', "--train-epochs", "1", "--data", images),
+        *(*QUICK, "--budget", "0.5", "--block-genes", "--out", tmp_path / "run", "--json"),
+    )
+    assert outcome.exit_code == 0, outcome.stderr
+    description = json.loads((tmp_path / "run" / "best" / "evoprune.json").read_text())
+    assert description["space"]["block_genes"] is True
+    assert "layer1.1" in description["genome"]["kept_channels"]
+    network = evoprune.load(tmp_path / "run" / "best")
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 16, 16))
+    assert counter.get_total_flops() == 2 * outcome.json["macs"]

@@ -32,7 +32,9 @@ from search_spaces.repair import Lattice, count_kept
 def make_lattice(sizes: list[int], step: int = 1) -> Lattice:
     size = np.array(sizes, np.int64)
     starts = np.concatenate([[0], np.cumsum(size)[:-1]]).astype(np.int64)
-    return Lattice(starts, size, np.minimum(step, size), np.full(len(size), step, np.int64))
+    steps = np.full(len(size), step, np.int64)
+    no_blocks = np.zeros(len(size), np.bool_)
+    return Lattice(starts, size, np.minimum(step, size), steps, no_blocks, np.full(len(size), -1, np.int64))
 
 
 @st.composite

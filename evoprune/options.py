@@ -48,7 +48,7 @@ class NetworkOptions(Options):
     ] = 1
     round_to: Annotated[int, Field(ge=1, description="kept channels of a group are a multiple of it")] = 1
     block_genes: Annotated[bool, Field(description="whether whole residual blocks may be removed")] = False
-    train_epochs: Annotated[int, Field(ge=1, description="epochs of training where no weights are given")] = 20
+    train_epochs: Annotated[int, Field(ge=1, description="epochs of training where no weights are given")] = 12
 
     @field_validator("input_shape")
     @classmethod

@@ -73,7 +73,7 @@ class SearchOptions(NetworkOptions):
     mode: Annotated[str, Field(description="a name of `evoprune list modes`")] = "global"
     seed: Annotated[int, Field(ge=0, lt=2**63, description="the master seed")]
     population_size: Annotated[int, Field(ge=4, description="individuals per generation")] = 16
-    n_generations: Annotated[int, Field(ge=0, description="generations after the initial population")] = 16
+    n_generations: Annotated[int, Field(ge=0, description="generations after the initial population")] = 12
     objective: Annotated[str, Field(description="what is minimised: a name of `evoprune list fitness`")] = "kl"
     compensation: Annotated[
         str, Field(description="what a sliced network gets before it is judged: sequential, recalibrate or none")

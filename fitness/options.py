@@ -49,7 +49,7 @@ class FitnessOptions:
     compensation: Literal["sequential", "recalibrate", "none"] = "sequential"
     solve: CompensationOptions = field(default_factory=CompensationOptions)
     final_calibration_images: int = 2000
-    final_positions: int = 64
+    final_positions: int = 32
     final_multiplications: float = 1e11
     final_rectified_passes: int = 1
     batch_size: int = 256

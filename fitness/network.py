@@ -48,18 +48,32 @@ def logits_of(program: Program, tensors: SlicedTensors, inputs: Tensor, batch_si
     return torch.cat(parts)
 
 
-def quality(logits: Tensor, images: JudgedImages) -> dict[str, float]:
-    """Return ``kl``, ``cross_entropy``, ``error`` and ``accuracy`` of ``logits`` ``(n, n_classes)``.
+def quality(logits: Tensor, images: JudgedImages, temperature: float = 1.0) -> dict[str, float]:
+    """Return ``kl``, ``kl_plain``, ``cross_entropy``, ``error`` and ``accuracy`` of ``logits`` ``(n, n_classes)``.
 
-    Error and accuracy are fractions of all images. KL and cross-entropy are the geometric mean over the parts: between
-    plain and mixed images they differ by an order of magnitude, and an ordinary mean would hear the loudest part alone.
+    ``kl`` is ``T^2 KL(dense || candidate)`` at ``temperature`` T, ``kl_plain`` the same at 1; error and accuracy are
+    fractions of all images. Divergences are the geometric mean over the parts, so that no part drowns the others.
+
+    At temperature 1 nearly all of the KL comes from the few images that the dense network is unsure of: between two
+    sets of 256 images it ranks genomes alike with a correlation of 0.16 only. At high temperature it tends to the
+    squared error of the centred logits (times ``1 / (2 n_classes)``), to which every image contributes: 0.92
+    (``docs/fitness.md``).
+
+    References:
+        Hinton 2015, Distilling the knowledge in a neural network, Sec. 2.1, for the limit.
     """
     log_probability = functional.log_softmax(logits, dim=1)
-    kl = functional.kl_div(log_probability, images.teacher, log_target=True, reduction="none").sum(dim=1)
+    kl_plain = functional.kl_div(log_probability, images.teacher, log_target=True, reduction="none").sum(dim=1)
+    kl = kl_plain
+    if temperature != 1:
+        soft = functional.log_softmax(logits / temperature, dim=1)
+        taught = functional.log_softmax(images.teacher / temperature, dim=1)
+        kl = functional.kl_div(soft, taught, log_target=True, reduction="none").sum(dim=1) * temperature**2
     cross_entropy = -(images.soft_labels * log_probability).sum(dim=1)
     accuracy = float((logits.argmax(dim=1) == images.soft_labels.argmax(dim=1)).float().mean())
     return {
         "kl": _geometric_mean([float(part.mean()) for part in kl.split(images.part_sizes)]),
+        "kl_plain": _geometric_mean([float(part.mean()) for part in kl_plain.split(images.part_sizes)]),
         "cross_entropy": _geometric_mean([float(part.mean()) for part in cross_entropy.split(images.part_sizes)]),
         "error": 1.0 - accuracy,
         "accuracy": accuracy,
@@ -124,7 +138,7 @@ class NetworkEvaluator:
             n_images = len(self.images.inputs)
             try:
                 logits = self._predict(genome)
-                metrics = quality(logits, self.images)
+                metrics = quality(logits, self.images, self.options.temperature)
                 objective, failure = metrics[self.options.objective], ""
             except torch.OutOfMemoryError as error:
                 metrics, objective, failure = {}, math.inf, f"out of memory: {error}"

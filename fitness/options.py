@@ -14,7 +14,7 @@ OBJECTIVES = {
     "error": "share of images that are misclassified",
 }
 FITNESS_IMAGES = {
-    "mixture": "plain, augmented, noisy, mixed and cut images, for networks that have memorised their images",
+    "mixture": "plain and noisy images, for networks that have memorised their images",
     "heldout": "validation images as they are, for networks that were not trained on them",
 }
 COMPENSATIONS = {
@@ -30,6 +30,7 @@ class FitnessOptions:
 
     Attributes:
         objective: A name of :data:`OBJECTIVES`; minimised.
+        temperature: At which ``kl`` compares the predictions; at high ones every image counts, not only unsure ones.
         fitness_images: A name of :data:`FITNESS_IMAGES`.
         n_fitness_images: Images on which a candidate is judged.
         n_calibration_images: Training images from which a candidate is compensated.
@@ -43,6 +44,7 @@ class FitnessOptions:
     """
 
     objective: Literal["kl", "cross_entropy", "error"] = "kl"
+    temperature: float = 16.0
     fitness_images: Literal["mixture", "heldout"] = "mixture"
     n_fitness_images: int = 512
     n_calibration_images: int = 256
@@ -68,6 +70,8 @@ class FitnessOptions:
         ):
             if name not in valid:
                 raise UnknownNameError(kind, name, valid)
+        if not 0 < self.temperature < float("inf"):
+            raise OptionError(f"`0 < temperature < inf` must hold, but got {self.temperature}; the default is 16")
         for rule in (
             "n_fitness_images",
             "n_calibration_images",

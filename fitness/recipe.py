@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fitness.compensation import SequentialCompensation
-from fitness.data import ImageBatch, ImageData, normalise, unmemorised
+from fitness.data import ImageBatch, ImageData, normalise, plain_and_noisy
 from fitness.evaluation import Evaluator
 from fitness.network import NetworkEvaluator
 from fitness.options import FitnessOptions
@@ -112,7 +112,7 @@ def make_recipe(
     fitness = _draw(data.val, options.n_fitness_images, rng)
     part_sizes: tuple[int, ...] = (len(fitness),)
     if options.fitness_images == "mixture":
-        fitness, part_sizes = unmemorised(fitness, n_classes=data.n_classes, rng=rng, flip=data.may_flip)
+        fitness, part_sizes = plain_and_noisy(fitness, rng=rng)
     soft = fitness.soft_labels
     if soft is None:
         soft = functional.one_hot(fitness.labels, data.n_classes).float()

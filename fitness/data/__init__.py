@@ -1,6 +1,6 @@
 """Images: data sets by name, splits, normalisation and augmentation."""
 
-from fitness.data.augmentation import crop_and_flip, fitness_mixture, unmemorised
+from fitness.data.augmentation import crop_and_flip, fitness_mixture, plain_and_noisy
 from fitness.data.imagefolder import StreamedSplit
 from fitness.data.images import ImageBatch, ImageData, ImageSplit, InMemorySplit, normalise
 from fitness.data.load import DATA, load_data
@@ -16,5 +16,5 @@ __all__ = [
     "fitness_mixture",
     "load_data",
     "normalise",
-    "unmemorised",
+    "plain_and_noisy",
 ]

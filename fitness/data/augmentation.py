@@ -62,43 +62,21 @@ def fitness_mixture(
     return ImageBatch(result, torch.where(shares >= 0.5, labels, other), soft_labels)
 
 
-def unmemorised(
-    batch: ImageBatch, *, n_classes: int, rng: np.random.Generator, flip: bool = True
-) -> tuple[ImageBatch, tuple[int, ...]]:
-    """Return as many images as ``batch`` has, in four parts of different kinds, and the sizes of the parts.
+def plain_and_noisy(batch: ImageBatch, *, rng: np.random.Generator) -> tuple[ImageBatch, tuple[int, ...]]:
+    """Return the images of ``batch``, the second half of them with pixel noise, and the sizes of the two parts.
 
-    A quarter each stays as it is, is cropped (and flipped), gets Gaussian pixel noise of 12 / 255, or becomes a
-    :func:`fitness_mixture`. The kinds err differently: memorised images look too good, mixed ones are unlike what a
-    network will meet; a genome that is good on all of them is good on unseen images (``docs/fitness.md``).
+    Of the kinds of images that were tried, these two rank genomes most as unseen images do (``docs/fitness.md``).
 
     Args:
-        batch: At least four images for all kinds to occur.
-        n_classes: Length of the soft labels.
-        rng: The only source of chance.
-        flip: Whether a mirrored image keeps its class.
-
-    Returns:
-        The images with soft labels, and the size of each part that is not empty.
+        batch: At least two images for both parts to occur.
+        rng: Of the Gaussian noise, standard deviation 12 / 255.
     """
-    sizes = [len(part) for part in np.array_split(np.arange(len(batch)), 4)]
-    plain, cropped, noisy, mixed = (
-        ImageBatch(images, labels)
-        for images, labels in zip(batch.images.split(sizes), batch.labels.split(sizes), strict=True)
-    )
-    noise = _float32(rng.normal(0.0, _NOISE, noisy.images.shape))
-    parts = [
-        plain,
-        ImageBatch(crop_and_flip(cropped.images, rng=rng, flip=flip), cropped.labels) if len(cropped) else cropped,
-        ImageBatch(_as_uint8(noisy.images.float() + noise), noisy.labels),
-    ]
-    images, labels = [part.images for part in parts], [part.labels for part in parts]
-    soft = [functional.one_hot(part.labels, n_classes).float() for part in parts]
-    if len(mixed):
-        mixture = fitness_mixture(mixed, len(mixed), n_classes=n_classes, rng=rng, flip=flip)
-        assert mixture.soft_labels is not None
-        images, labels, soft = [*images, mixture.images], [*labels, mixture.labels], [*soft, mixture.soft_labels]
-    joined = ImageBatch(torch.cat(images), torch.cat(labels), torch.cat(soft))
-    return joined, tuple(size for size in sizes if size)
+    n_plain = -(-len(batch) // 2)
+    noisy = batch.images[n_plain:].float()
+    noise = _float32(rng.normal(0.0, _NOISE, noisy.shape))
+    images = torch.cat([batch.images[:n_plain], _as_uint8(noisy + noise)])
+    sizes = tuple(size for size in (n_plain, len(batch) - n_plain) if size)
+    return ImageBatch(images, batch.labels, batch.soft_labels), sizes
 
 
 def crop_and_flip(images: Tensor, *, rng: np.random.Generator, flip: bool = True) -> Tensor:

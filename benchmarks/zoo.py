@@ -1,14 +1,13 @@
 """Which networks can be cut, how much of them, and is it right: ``python -m benchmarks.zoo``.
 
 Question: on how many architectures that people use does a search space hold what it promises, and how does the
-    best-known
-pruning library do on the same networks?
+best-known pruning library do on the same networks?
 
 Varied: the architecture (torchvision families, timm families), all with random weights, batch size 1. Measured per
-    network:
-seconds to trace and verify; genes; share of convolution output channels and of MACs in layers that a gene changes; over
-random genomes at MACs budgets 0.3 to 0.9 the largest relative difference of masked and cut logits (in float64, so that
-a difference is an error and not rounding); and whether predicted MACs and parameters equal an independent recount.
+network: seconds to trace and verify; genes; share of convolution output channels and of MACs in layers that a gene
+changes; over random genomes at MACs budgets 0.3 to 0.9 the largest relative difference of masked and cut logits (in
+float64, so that a difference is an error and not rounding); and whether predicted MACs and parameters equal an
+independent recount.
 Budgets under the reachable minimum are skipped and counted. Beside it, in the same run, Torch-Pruning at channel ratio
 0.5: does it cut, does the result run, how long does it take.
 

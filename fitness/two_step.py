@@ -198,9 +198,8 @@ class TwoStep:
         """Return how wanted each gene is, ``(n_genes,)``, larger = more, comparable over the network.
 
         The score is the error that the gene's removal adds in its group's elimination, at least that of the genes
-        before
-        it: sorting by score gives the order back. Genes that no measured layer reads are wanted most: nothing is known
-        against them.
+        before it: sorting by score gives the order back. Genes that no measured layer reads are wanted most: nothing is
+        known against them.
         """
         scores = np.zeros(self.space.n_genes)
         for elimination in self.eliminations.values():

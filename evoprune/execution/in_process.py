@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
 import torch
 
@@ -59,6 +59,8 @@ class InProcessExecutor:
     def stream(self, genomes: BoolArray, rung: str) -> Generator[EvaluatedChunk, None, None]:
         """Yield evaluations of ``genomes`` ``(n, n_genes)`` in chunks as they finish; see :class:`Executor`."""
         chunks = split_indices(len(genomes), self._n_threads, self._chunk_size)
+        n_caller_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         futures = {self._pool.submit(evaluate_chunk, self._evaluator, genomes[chunk], rung): chunk for chunk in chunks}
         try:
             for future in as_completed(futures):
@@ -66,6 +68,8 @@ class InProcessExecutor:
         finally:
             for future in futures:
                 future.cancel()
+            wait(futures)
+            torch.set_num_threads(n_caller_threads)
 
     def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
         """Return one evaluation per row of ``genomes``, in order."""
@@ -86,8 +90,9 @@ def n_usable_cores() -> int:
 def _start_pool(n_threads: int) -> ThreadPoolExecutor:
     """Return a pool whose threads all run and are set up.
 
-    torch applies the last number set anywhere to threads that it has not seen yet. Hence the threads are started here,
-    and the caller's number is set again afterwards.
+    torch's own number is per thread, but its matrix and convolution libraries follow the number set last anywhere:
+    with two, sums are split differently and the last bits change. Hence the caller's number is 1 too while genomes
+    are evaluated.
     """
     n_caller_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(

@@ -116,3 +116,16 @@ def test_importing_the_packages_does_not_import_ray() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_libraries_compute_with_one_thread_while_genomes_are_evaluated(genomes: BoolArray) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        executor = InProcessExecutor(CountingEvaluator(make_target(N_GENES)), 2, chunk_size=4)
+        seen = {torch.get_num_threads() for _ in executor.stream(genomes, "network")}
+        executor.close()
+        assert seen == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

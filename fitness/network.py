@@ -62,12 +62,13 @@ def quality(logits: Tensor, images: JudgedImages, temperature: float = 1.0) -> d
     References:
         Hinton 2015, Distilling the knowledge in a neural network, Sec. 2.1, for the limit.
     """
+    logits, teacher = logits.double(), images.teacher.double()  # at high temperature the terms nearly cancel
     log_probability = functional.log_softmax(logits, dim=1)
-    kl_plain = functional.kl_div(log_probability, images.teacher, log_target=True, reduction="none").sum(dim=1)
+    kl_plain = functional.kl_div(log_probability, teacher, log_target=True, reduction="none").sum(dim=1)
     kl = kl_plain
     if temperature != 1:
         soft = functional.log_softmax(logits / temperature, dim=1)
-        taught = functional.log_softmax(images.teacher / temperature, dim=1)
+        taught = functional.log_softmax(teacher / temperature, dim=1)
         kl = functional.kl_div(soft, taught, log_target=True, reduction="none").sum(dim=1) * temperature**2
     cross_entropy = -(images.soft_labels * log_probability).sum(dim=1)
     accuracy = float((logits.argmax(dim=1) == images.soft_labels.argmax(dim=1)).float().mean())

@@ -208,13 +208,13 @@ def measure_peer(network: str, example: Tensor) -> PeerRow:
         return PeerRow(status, time.perf_counter() - start, ratio)
     except TraceError:
         return PeerRow(f"no end within {PEER_TIME_LIMIT_S:g} s", time.perf_counter() - start, None)
-    except Exception as error:
+    except Exception as error:  # a peer may fail in any way; the table says how
         first = (str(error).splitlines() or [""])[0]
         return PeerRow(f"{type(error).__name__}: {first}"[:120], time.perf_counter() - start, None)
 
 
 def _n_out(module: nn.Module) -> int:
-    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)  # type: ignore[arg-type]
+    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)  # type: ignore[arg-type]  # torch types attributes of modules as Tensor | Module
 
 
 def measure(network: str, image_size: int, with_peer: bool) -> ZooRow:
@@ -226,7 +226,7 @@ def measure(network: str, image_size: int, with_peer: bool) -> ZooRow:
     start = time.perf_counter()
     try:
         space = SearchSpace.trace(model, example, time_limit_s=300)
-    except Exception as error:
+    except Exception as error:  # likewise the network under test
         return ZooRow(
             network, image_size, f"{type(error).__name__}: {error}", time.perf_counter() - start,
             0, 0, 0.0, 0.0, 0, 1.0, 0, 0, 0.0, False, {}, peer,

@@ -115,8 +115,8 @@ class SearchOptions(NetworkOptions):
             images = "heldout" if is_trained_here else "mixture"
         return FitnessOptions(
             objective=self.objective,  # type: ignore[arg-type]  # checked there, with the valid names
-            compensation=self.compensation,  # type: ignore[arg-type]
-            fitness_images=images,  # type: ignore[arg-type]
+            compensation=self.compensation,  # type: ignore[arg-type]  # checked there
+            fitness_images=images,  # type: ignore[arg-type]  # checked there
             n_fitness_images=self.n_fitness_images,
             n_calibration_images=self.n_calibration_images,
         )

@@ -28,7 +28,7 @@ from search_spaces.errors import RunDirectoryError
 try:
     import fcntl
 except ImportError:  # not a POSIX system: two processes on one run are then not noticed
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # no file locks on this system
 
 SCHEMA_VERSION = 1
 _RECORDED_DISTRIBUTIONS = ("evoprune", "torch", "torchvision", "numpy", "deap", "ray")

@@ -230,7 +230,7 @@ def export_graph(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> 
                 program = torch.export.export(model, inputs)
             except TraceError:
                 raise
-            except Exception as error:
+            except Exception as error:  # exporters raise whatever they meet
                 raise TraceError(_export_failure(model, inputs, error)) from error
         if _has_aliased_updates(program.graph):
             program = program.run_decompositions({})

@@ -91,7 +91,7 @@ class SearchSpace:
         inputs = as_inputs(example_input)
         try:
             twin = copy.deepcopy(model).eval()
-        except Exception as error:
+        except Exception as error:  # copying runs the user's code
             raise TraceError(
                 f"{type(model).__name__} must be copyable, but copy.deepcopy raised {type(error).__name__}: {error}; "
                 "remove what cannot be copied (open files, locks, generators) from the network"

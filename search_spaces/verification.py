@@ -235,7 +235,7 @@ class _Comparison:
                 gap, why = self._gap(*self.in_double, genome, check_costs)  # networks without norms amplify rounding
         except TraceError:  # out of time
             raise
-        except Exception as error:
+        except Exception as error:  # user code may raise anything; it becomes the reason
             first = (str(error).splitlines() or [type(error).__name__])[0]
             _LOGGER.debug("a cut network failed", exc_info=True)
             return f"the cut network does not run: {type(error).__name__}: {first[:160]}"

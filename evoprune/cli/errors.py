@@ -53,7 +53,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             # The reader went away, as `head` does; the stream must not be flushed again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(FAILED) from None
-        except Exception as error:
+        except Exception as error:  # the last resort: a message, never a traceback
             _fail_unexpectedly(error)
 
     return guarded

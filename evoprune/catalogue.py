@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evoprune.options import MODES
+from evoprune.modes import MODES
 from fitness.data import DATA
 from fitness.network import NETWORK_RUNG
 from fitness.options import COMPENSATIONS, FITNESS_IMAGES, OBJECTIVES
@@ -30,6 +30,6 @@ def catalogue() -> dict[str, Mapping[str, str]]:
         "objectives": OBJECTIVES,
         "fitness-images": FITNESS_IMAGES,
         "compensations": COMPENSATIONS,
-        "modes": MODES,
+        "modes": {name: mode.description for name, mode in MODES.items()},
     }
     return {section: dict(sorted(names.items())) for section, names in sections.items()}

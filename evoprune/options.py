@@ -11,13 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from evoprune.budget import parse_budget
 from evoprune.finetuning import FinetuningRecipe
+from evoprune.modes import MODES
 from fitness.data import DATA
 from fitness.options import FitnessOptions
 from search_spaces.errors import OptionError, UnknownNameError
 
-MODES: Mapping[str, str] = {
-    "global": "the whole genome evolves under the budget",
-}
 Metric = Literal["macs", "params"]
 FITNESS = FitnessOptions()
 FINETUNING = FinetuningRecipe()

@@ -22,8 +22,8 @@ from evoprune.checkpoint import CheckpointFolder
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
 from evoprune.execution.protocol import Executor
 from evoprune.run_directory import RunDirectory
-from evoprune.search import BestGenome, EvaluationRequest, Search, SearchState
-from evoprune.stopping import AnyOf, MaxGenerations, Progress, StopRule
+from evoprune.search import BestGenome, EvaluationRequest, SearchState, Strategy, comparable_rows
+from evoprune.stopping import AnyOf, Progress, StopRule
 from fitness.evaluation import Evaluation
 from search_spaces.errors import ExecutionError
 
@@ -52,7 +52,7 @@ class SearchOutcome:
 
 
 def run_search(
-    search: Search,
+    search: Strategy,
     executor: Executor,
     store: EvaluationStore,
     run_directory: RunDirectory,
@@ -72,7 +72,8 @@ def run_search(
         store: Evaluations of this run; stays open.
         run_directory: Where checkpoints and the log go.
         callbacks: Listeners, called in order.
-        stop: Rules besides the configured number of generations.
+        stop: Rules besides the end of the search itself. A search that is not complete yet when one applies goes on,
+            but leaves out what it can.
         clock: Seconds that only grow.
 
     Raises:
@@ -80,8 +81,7 @@ def run_search(
         RunDirectoryError: The run directory cannot be written, or its checkpoint belongs to another search.
     """
     extra = (stop,) if not isinstance(stop, Sequence) else tuple(stop)
-    rules = AnyOf((MaxGenerations(search.config.n_generations), *extra))
-    return _Session(search, executor, store, run_directory, tuple(callbacks), rules, clock).run()
+    return _Session(search, executor, store, run_directory, tuple(callbacks), AnyOf(extra), clock).run()
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error
@@ -98,7 +98,7 @@ class _Session:
 
     def __init__(
         self,
-        search: Search,
+        search: Strategy,
         executor: Executor,
         store: EvaluationStore,
         run_directory: RunDirectory,
@@ -232,17 +232,26 @@ class _Session:
     def _check_stop(self) -> None:
         if self._is_interrupted.is_set():
             raise _Stopped("interrupted", "Ctrl-C")
-        if self._search.generation >= 0:
+        if self._search.is_complete:
             reason = self._urgent_rules.reason(self._progress())
             if reason is not None:
                 raise _Stopped("finished", reason)
 
     def _stop_reason(self) -> str | None:
-        """Return why the search ends between two requests; never before there is a best genome to hand back."""
-        return None if self._search.generation < 0 else self._rules.reason(self._progress())
+        """Return why the search ends between two requests; never before there is a network to hand back."""
+        search = self._search
+        if search.is_finished:
+            return f"{search.n_generations} generations"
+        reason = None if search.generation < 0 else self._rules.reason(self._progress())
+        if reason is not None and not search.is_complete:
+            search.hurry()
+            return None
+        return reason
 
     def _progress(self) -> Progress:
-        return Progress(self._search.generation, self._n_evaluations, self._elapsed_s, self._search.logbook)
+        return Progress(
+            self._search.generation, self._n_evaluations, self._elapsed_s, comparable_rows(self._search.logbook)
+        )
 
     # ------------------------------------------------------------------ beginning and saving
 
@@ -250,8 +259,8 @@ class _Session:
         search = self._search
         event = SearchStarted(
             self._run_directory.path,
-            search.config.n_generations,
-            search.config.population_size,
+            search.n_generations,
+            search.population_size,
             self._executor.n_workers,
             search.generation,
             self._elapsed_before_s,

@@ -15,13 +15,14 @@ from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import Executor, InProcessExecutor
 from evoprune.finishing import baseline_genome, finish, fitness_options, write_front
 from evoprune.interruption import InterruptedRunError
+from evoprune.modes import MODES, SearchTask
 from evoprune.observer import Observer
 from evoprune.options import SearchOptions, resolve_options
 from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
 from evoprune.result import ObjectiveFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.runner import SearchOutcome, run_search
-from evoprune.search import LadderPlan, Search, SearchConfig, make_generator
+from evoprune.search import LadderPlan, SearchConfig, make_generator
 from evoprune.search_progress import SearchProgress
 from fitness.data import ImageData
 from fitness.network import NETWORK_RUNG
@@ -55,7 +56,7 @@ def run_session(
     with run.locked():
         observer.on_stage("preparing the evaluation", None)
         scores, seeds = _knowledge(options, preparation, config.population_size // 2)
-        search = Search(space, config, seed=options.seed, seeds=seeds, channel_scores=scores)
+        search = MODES[options.mode].build(SearchTask(space, config, options, scores, seeds))
         with (
             EvaluationStore(run.evaluations_path, space.n_genes, space.fingerprint) as store,
             contextlib.closing(make_executor(options, preparation)) as executor,

@@ -9,6 +9,7 @@ from evoprune.search.individual import BestIndividuals, Individual
 from evoprune.search.initialisation import InitialShares, initial_population, uniform_genomes
 from evoprune.search.operators import build_toolbox, normalise_scores
 from evoprune.search.randomness import make_generator
+from evoprune.search.strategy import Strategy, comparable_rows
 
 __all__ = [
     "BestGenome",
@@ -22,7 +23,9 @@ __all__ = [
     "SearchConfig",
     "SearchState",
     "Space",
+    "Strategy",
     "build_toolbox",
+    "comparable_rows",
     "initial_population",
     "make_generator",
     "normalise_scores",

@@ -155,9 +155,27 @@ class Search:
         return self._generation
 
     @property
+    def n_generations(self) -> int:
+        """Configured generations after the initial population."""
+        return self.config.n_generations
+
+    @property
+    def population_size(self) -> int:
+        """Survivors per generation."""
+        return self.config.population_size
+
+    @property
     def is_finished(self) -> bool:
         """Whether the configured generations are done; asking goes on to be possible."""
         return self._generation >= self.config.n_generations
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is a best genome, every one being feasible."""
+        return self._generation >= 0
+
+    def hurry(self) -> None:
+        """Do nothing: whatever was judged can be handed back."""
 
     @property
     def population(self) -> list[Individual]:

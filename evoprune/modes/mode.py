@@ -1,0 +1,47 @@
+"""What a mode is: a description, and how its strategy is made from what a run has prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evoprune.search import SearchConfig, Strategy
+from search_spaces import SearchSpace
+from search_spaces.genome import BoolArray, FloatArray
+
+if TYPE_CHECKING:
+    from evoprune.options import SearchOptions
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """What a strategy is made of: arrays, a space and a configuration; neither images nor networks.
+
+    Attributes:
+        space: What may be removed and what it costs.
+        config: Sizes, budgets and ladder.
+        options: Resolved options of the run, seed included; modes take their own ones from here.
+        channel_scores: ``(n_genes,)`` larger = more wanted; comparable within a group, and over the whole network where
+            they come from layer errors.
+        seeds: ``(m, n_genes)`` genomes to begin with, or None.
+    """
+
+    space: SearchSpace
+    config: SearchConfig
+    options: SearchOptions
+    channel_scores: FloatArray | None = None
+    seeds: BoolArray | None = None
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to search.
+
+    Attributes:
+        description: One line for people.
+        build: Makes the strategy.
+    """
+
+    description: str
+    build: Callable[[SearchTask], Strategy]

@@ -28,7 +28,7 @@ from evoprune.search.operators import build_toolbox, normalise_scores
 from evoprune.search.randomness import make_generator
 from fitness.evaluation import Evaluation
 from search_spaces.errors import ExecutionError, OptionError, RunDirectoryError, UnknownNameError
-from search_spaces.genome import BoolArray, FloatArray, genome_digest
+from search_spaces.genome import BoolArray, FloatArray, IntArray, genome_digest
 
 Role = Literal["screen", "judge", "elite"]
 _N_ATTEMPTS = 12
@@ -109,6 +109,8 @@ class Search:
         UnknownNameError: The configuration names an operator that is not on the toolbox (raised by :meth:`ask`).
     """
 
+    n_objectives = 1
+
     def __init__(
         self,
         space: Space,
@@ -127,7 +129,7 @@ class Search:
         self.space = space
         self.config = config
         self.seed = seed
-        self._repairer = Repairer(space, config.budgets)
+        self._repairer = self._make_repairer()
         lattice = self._repairer.lattice
         self._scores = None if channel_scores is None else normalise_scores(channel_scores, lattice)
         self._seeds = seeds
@@ -137,7 +139,7 @@ class Search:
         self.best_individuals = BestIndividuals(config.n_best)
         self.elites = BestIndividuals(config.n_best)
         self._genomes = np.empty((0, space.n_genes), np.bool_)
-        self._objective_values = np.empty((0, 1))
+        self._objective_values = np.empty((0, self.n_objectives))
         self._rates = np.empty(0)
         self._seen: dict[str, None] = {}  # every digest that was asked for, in order
         self._elite_seen: dict[str, None] = {}
@@ -258,7 +260,7 @@ class Search:
 
     def _screen(self, draft: _Draft, objectives: FloatArray) -> None:
         """Keep the best screened offspring, and all immigrants, which a cheap rung would not let in."""
-        order = np.argsort(objectives, kind="stable")[: self._n_offspring(draft.n_immigrants)]
+        order = self._promising(draft.genomes, objectives, self._n_offspring(draft.n_immigrants))
         kept = np.concatenate([np.sort(order), np.arange(len(objectives), len(draft.genomes))])
         draft.n_screened = len(objectives)
         draft.genomes, draft.rates = draft.genomes[kept], draft.rates[kept]
@@ -271,11 +273,11 @@ class Search:
                 f"the first: {evaluations[0].failure or 'objective is infinite'}"
             )
         genomes = np.concatenate([self._genomes, draft.genomes])
-        values = np.concatenate([self._objective_values, objectives[:, None]])
+        values = np.concatenate([self._objective_values, self._values_of(draft.genomes, objectives)])
         rates = np.concatenate([self._rates, draft.rates])
-        survivors = self.toolbox.survive(values, self.config.population_size)
+        survivors = self._survivors(genomes, values)
         self._genomes, self._objective_values, self._rates = genomes[survivors], values[survivors], rates[survivors]
-        _update(self.best_individuals, draft.genomes, objectives)
+        self._remember(draft.genomes, objectives)
         if self._generation < 0:
             self._initial_diversity = diversity(self._genomes)
 
@@ -294,7 +296,7 @@ class Search:
             "gen": self._generation,
             "nevals": len(draft.genomes),
             **{name: float(value) for name, value in self.statistics.compile(self.population).items()},
-            "best": self.best_individuals[0].objective,
+            "best": self._best_objective(),
             "best_digest": best.digest,
             "elite_best": self.elites[0].objective if len(self.elites) else None,
             "n_screened": draft.n_screened,
@@ -303,16 +305,20 @@ class Search:
             "n_immigrants": draft.n_immigrants,
             "diversity": diversity(self._genomes),
             "mutation_rate": float(np.median(self._rates)),
+            **self._further_figures(),
         }
         self.logbook.record(**row)
         self._draft = None
         self._state = self._capture()
 
-    # ------------------------------------------------------------------ making offspring
+    # ------------------------------------------------------------------ what a search with other objectives replaces
 
-    def _first_draft(self) -> _Draft:
-        rng = make_generator(self.seed, "initialisation")
-        genomes = initial_population(
+    def _make_repairer(self) -> Repairer:
+        return Repairer(self.space, self.config.budgets)
+
+    def _initial_genomes(self, rng: np.random.Generator) -> BoolArray:
+        """Return the genomes of the initial population."""
+        return initial_population(
             self._repairer,
             self.config.population_size,
             rng=rng,
@@ -320,6 +326,44 @@ class Search:
             seeds=self._seeds,
             shares=self.config.initial,
         )
+
+    def _values_of(self, genomes: BoolArray, objectives: FloatArray) -> FloatArray:
+        """Return what is minimised, ``(n, n_objectives)``; the evaluated ``objectives`` ``(n,)`` come first."""
+        del genomes
+        return objectives[:, None]
+
+    def _survivors(self, genomes: BoolArray, values: FloatArray) -> IntArray:
+        """Return the rows that survive, best first."""
+        del genomes
+        survivors: IntArray = self.toolbox.survive(values, self.config.population_size)
+        return survivors
+
+    def _ranks(self) -> IntArray:
+        """Return the ranks of the population for the selection of parents, 0 = best."""
+        return np.arange(len(self._genomes))
+
+    def _promising(self, genomes: BoolArray, objectives: FloatArray, n: int) -> IntArray:
+        """Return at most ``n`` rows of those that a cheap rung has seen, ``objectives`` ``(m,)``, the first ``m``."""
+        del genomes
+        return np.argsort(objectives, kind="stable")[:n]
+
+    def _remember(self, genomes: BoolArray, objectives: FloatArray) -> None:
+        """Show what was judged to the archives that outlive the population."""
+        _update(self.best_individuals, genomes, objectives)
+
+    def _best_objective(self) -> float:
+        """Return the judged objective that stop rules watch."""
+        return self.best_individuals[0].objective
+
+    def _further_figures(self) -> dict[str, Any]:
+        """Return more columns of the logbook."""
+        return {}
+
+    # ------------------------------------------------------------------ making offspring
+
+    def _first_draft(self) -> _Draft:
+        rng = make_generator(self.seed, "initialisation")
+        genomes = self._initial_genomes(rng)
         low, high = np.log(self.config.mutation_rates)
         return _Draft(genomes, np.exp(rng.uniform(low, high, len(genomes))), n_immigrants=0)
 
@@ -375,7 +419,7 @@ class Search:
 
     def _vary(self, n: int, rng: np.random.Generator) -> tuple[BoolArray, FloatArray]:
         """Return ``n`` repaired children of selected parents, and their mutation rates."""
-        config, ranks = self.config, np.arange(len(self._genomes))
+        config, ranks = self.config, self._ranks()
         first = self.toolbox.select(ranks, n, rng=rng)
         second = self.toolbox.select(ranks, n, rng=rng)
         inherited = self._rates[first] * np.exp(rng.normal(0, _LEARNING_RATE, n))

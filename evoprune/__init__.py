@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from evoprune.api import evaluate, finetune, inspect, resume, search
 from evoprune.artefact import load
+from evoprune.callbacks import Callback
 from evoprune.exporting import export
 from evoprune.result import SearchResult
 from search_spaces.errors import EvoPruneError
 
 __all__ = [
+    "Callback",
     "EvoPruneError",
     "SearchResult",
     "evaluate",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from evoprune.artefact import ArtefactError, load, read_description, save_artefact
+from evoprune.callbacks import Callback
 from evoprune.exporting import resolve_artefact
 from evoprune.finetuning import finetune as distil
 from evoprune.inspection import SpaceSummary, draw_space, summarise_space
 from evoprune.interruption import stop_if_asked
+from evoprune.loggers import make_loggers
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
 from evoprune.options import FinetuneOptions, NetworkOptions, SearchOptions, resolve_options, with_absolute_paths
@@ -31,6 +34,7 @@ def search(
     budget: str | float = "0.3",
     out: str | Path | None = None,
     observer: Observer | None = None,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> SearchResult:
     """Search the network that keeps the best channels of ``model`` within ``budget``, and write it to a run directory.
@@ -41,6 +45,7 @@ def search(
         budget: A share of the dense cost (``0.3``, ``"30%"``) or a cost (``"62M"``); never exceeded.
         out: The run directory; by default ``runs/<model>-<data>-<seed>``, with a number where that exists.
         observer: Hears of progress, and may stop the run.
+        callbacks: Hear of every chunk of evaluations and every generation.
         **options: Further fields of :class:`evoprune.options.SearchOptions`.
 
     Raises:
@@ -61,6 +66,7 @@ def search(
             "a network that is given as an object brings its weights, but got `weights` too; leave them out"
         )
     resolved.fitness_options(is_trained_here=True)
+    loggers = make_loggers(resolved.loggers, resolved.model_dump(mode="json"))
     device = resolve_device(resolved.device)
     path = default_run_path(resolved) if out is None else Path(out)
     RunDirectory.check_available(path)
@@ -74,7 +80,7 @@ def search(
     run = RunDirectory.create(path, options=resolved.model_dump(mode="json"), hashes=preparation.hashes)
     if preparation.dense.is_trained_here:
         save_dense(run, preparation.dense)
-    return run_session(run, resolved, preparation, observer)
+    return run_session(run, resolved, preparation, observer, [*loggers, *callbacks])
 
 
 def resume(
@@ -85,6 +91,7 @@ def resume(
     workers: int | None = None,
     address: str | None = None,
     observer: Observer | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> SearchResult:
     """Continue the search in the run directory ``run``; the outcome is that of one that was never interrupted.
 
@@ -95,6 +102,7 @@ def resume(
         workers: Number of Ray workers, where it is to be another than before; it does not change the outcome.
         address: Likewise.
         observer: Hears of progress, and may stop the run.
+        callbacks: As for :func:`search`; the run's own loggers go on by themselves.
 
     Raises:
         RunDirectoryError: ``run`` is no run directory, or network, images or space are not those it was started with.
@@ -108,7 +116,9 @@ def resume(
     options, preparation = prepare_again(directory, observer, model=model, data=data)
     changes = {"workers": workers, "address": address}
     placed = options.model_dump() | {name: value for name, value in changes.items() if value is not None}
-    return run_session(directory, resolve_options(SearchOptions, placed), preparation, observer)
+    loggers = make_loggers(options.loggers, options.model_dump(mode="json"))
+    resolved = resolve_options(SearchOptions, placed)
+    return run_session(directory, resolved, preparation, observer, [*loggers, *callbacks])
 
 
 def evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evoprune.loggers import LOGGERS
 from evoprune.modes import MODES
 from fitness.data import DATA
 from fitness.network import NETWORK_RUNG
@@ -31,5 +32,6 @@ def catalogue() -> dict[str, Mapping[str, str]]:
         "fitness-images": FITNESS_IMAGES,
         "compensations": COMPENSATIONS,
         "modes": {name: mode.description for name, mode in MODES.items()},
+        "loggers": {name: logger.description for name, logger in LOGGERS.items()},
     }
     return {section: dict(sorted(names.items())) for section, names in sections.items()}

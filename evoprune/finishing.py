@@ -12,6 +12,7 @@ from torch import nn
 
 from evoprune.artefact import Description, added_biases, record_cost, record_genome, save_artefact
 from evoprune.baseline import uniform_l1_genome
+from evoprune.callbacks import SearchOutcome
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
 from evoprune.interruption import stop_if_asked
 from evoprune.observer import Observer
@@ -19,7 +20,6 @@ from evoprune.optimisation import accuracy
 from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation
 from evoprune.run_directory import RunDirectory, library_versions, write_atomically
-from evoprune.runner import SearchOutcome
 from fitness.options import FitnessOptions
 from fitness.recipe import final_network
 from search_spaces.errors import ExecutionError

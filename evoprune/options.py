@@ -88,6 +88,9 @@ class SearchOptions(NetworkOptions):
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:N")] = "auto"
     workers: Annotated[int, Field(ge=0, description="Ray workers; 0 evaluates inside this process")] = 0
     address: Annotated[str | None, Field(description="a Ray cluster to join")] = None
+    loggers: Annotated[
+        tuple[str, ...], Field(strict=False, description="names of `evoprune list loggers`, besides log.jsonl")
+    ] = ()
 
     @field_validator("budget", mode="before")
     @classmethod

@@ -10,45 +10,28 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from types import FrameType
 from typing import Literal
 
 import numpy as np
 
-from evoprune.callbacks import Callback, EvaluationsFinished, GenerationFinished, SearchStarted
+from evoprune.callbacks import (
+    Callback,
+    EvaluationsFinished,
+    GenerationFinished,
+    Listeners,
+    SearchOutcome,
+    SearchStarted,
+)
 from evoprune.checkpoint import CheckpointFolder
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
 from evoprune.execution.protocol import Executor
 from evoprune.run_directory import RunDirectory
-from evoprune.search import BestGenome, EvaluationRequest, SearchState, Strategy, comparable_rows
+from evoprune.search import EvaluationRequest, SearchState, Strategy, comparable_rows
 from evoprune.stopping import AnyOf, Progress, StopRule
 from fitness.evaluation import Evaluation
-from search_spaces.errors import ExecutionError
-
-
-@dataclass(frozen=True)
-class SearchOutcome:
-    """How a session of a search ended.
-
-    Attributes:
-        status: ``finished`` by a stop rule, or ``interrupted`` by the user.
-        reason: Which rule, or what interrupted.
-        best: The best genome so far; None where the initial population was not judged.
-        generation: The last finished generation.
-        n_evaluations: Evaluations of the whole run, at any rung.
-        n_cached: Requested evaluations that an earlier generation had made.
-        elapsed_s: Seconds of work in all sessions.
-    """
-
-    status: Literal["finished", "interrupted"]
-    reason: str
-    best: BestGenome | None
-    generation: int
-    n_evaluations: int
-    n_cached: int
-    elapsed_s: float
+from search_spaces.errors import ExecutionError, RunDirectoryError
 
 
 def run_search(
@@ -71,7 +54,7 @@ def run_search(
         executor: Where genomes are evaluated; stays open.
         store: Evaluations of this run; stays open.
         run_directory: Where checkpoints and the log go.
-        callbacks: Listeners, called in order.
+        callbacks: Told in order; one that raises is dropped with a warning.
         stop: Rules besides the end of the search itself. A search that is not complete yet when one applies goes on,
             but leaves out what it can.
         clock: Seconds that only grow.
@@ -110,7 +93,7 @@ class _Session:
         self._executor = executor
         self._store = store
         self._run_directory = run_directory
-        self._callbacks = callbacks
+        self._listeners = Listeners(callbacks, lambda message: run_directory.append_log("warning", message=message))
         self._rules = rules
         self._urgent_rules = rules.urgent_part()
         self._clock = clock
@@ -138,6 +121,12 @@ class _Session:
                 status, reason = stopped.status, stopped.reason
             except KeyboardInterrupt:
                 status, reason = "interrupted", "Ctrl-C"
+            except Exception as error:
+                message = f"{type(error).__name__}: {error}"
+                with suppress(RunDirectoryError):  # it may be what failed
+                    self._run_directory.append_log("failed", reason=message)
+                self._listeners.failure(message)
+                raise
         outcome = SearchOutcome(
             status,
             reason,
@@ -155,8 +144,7 @@ class _Session:
             n_cached=outcome.n_cached,
             elapsed_s=round(outcome.elapsed_s, 3),
         )
-        for callback in self._callbacks:
-            callback.on_end(outcome)
+        self._listeners.end(outcome)
         return outcome
 
     def _step(self) -> None:
@@ -178,8 +166,7 @@ class _Session:
         event = GenerationFinished(
             self._search.generation, row, best, self._n_evaluations, self._n_cached, self._elapsed_s
         )
-        for callback in self._callbacks:
-            callback.on_generation(event)
+        self._listeners.generation(event)
 
     def _evaluate(self, request: EvaluationRequest) -> list[Evaluation]:
         """Return the evaluations of ``request``, from the store or the executor, and store the new ones."""
@@ -226,8 +213,7 @@ class _Session:
             self._n_cached,
             self._elapsed_s,
         )
-        for callback in self._callbacks:
-            callback.on_evaluations(event)
+        self._listeners.evaluations(event)
 
     def _check_stop(self) -> None:
         if self._is_interrupted.is_set():
@@ -271,13 +257,12 @@ class _Session:
             seed=search.seed,
             n_workers=event.n_workers,
         )
-        for callback in self._callbacks:
-            callback.on_start(event)
+        self._listeners.start(event)
 
     def _restore(self) -> None:
         checkpoint, skipped = self._checkpoints.load_latest()
         for reason in skipped:
-            self._run_directory.append_log("warning", message=f"checkpoint passed over: {reason}")
+            self._listeners.warning(f"checkpoint passed over: {reason}")
         if checkpoint is None:
             return
         self._search.restore(SearchState(checkpoint.arrays, checkpoint.data["search"]))

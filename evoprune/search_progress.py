@@ -32,3 +32,7 @@ class SearchProgress(Callback):
         self._figures[f"best {self._objective}"] = event.best.objective
         self._figures["networks"] = event.n_evaluations
         self._observer.on_step(event.generation + 1, self._figures)
+
+    def on_warning(self, message: str) -> None:
+        """Pass it on."""
+        self._observer.on_note(f"warning: {message}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from evoprune.baseline import l1_scores
+from evoprune.callbacks import Callback, SearchOutcome
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import Executor, InProcessExecutor
 from evoprune.finishing import baseline_genome, finish, fitness_options, write_front
@@ -21,7 +22,7 @@ from evoprune.options import SearchOptions, resolve_options
 from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
 from evoprune.result import ObjectiveFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
-from evoprune.runner import SearchOutcome, run_search
+from evoprune.runner import run_search
 from evoprune.search import LadderPlan, SearchConfig, make_generator
 from evoprune.search_progress import SearchProgress
 from fitness.data import ImageData
@@ -36,7 +37,11 @@ _DENSE_FILE = "dense.safetensors"
 
 
 def run_session(
-    run: RunDirectory, options: SearchOptions, preparation: Preparation, observer: Observer
+    run: RunDirectory,
+    options: SearchOptions,
+    preparation: Preparation,
+    observer: Observer,
+    callbacks: Sequence[Callback] = (),
 ) -> SearchResult:
     """Run the search of ``run`` from its last checkpoint to its end, and write its network and its result.
 
@@ -62,7 +67,8 @@ def run_session(
             contextlib.closing(make_executor(options, preparation)) as executor,
         ):
             search_started = time.perf_counter()
-            outcome = run_search(search, executor, store, run, callbacks=[SearchProgress(observer, options.objective)])
+            listeners = [SearchProgress(observer, options.objective), *callbacks]
+            outcome = run_search(search, executor, store, run, callbacks=listeners)
             search_ended = time.perf_counter()
             if outcome.status == "interrupted":
                 raise InterruptedRunError(run.path, _progress_of(outcome))

@@ -28,6 +28,7 @@ Objective = Annotated[str, typer.Option(help="What is minimised: a name of `evop
 Compensation = Annotated[str, typer.Option(help="What a sliced network gets: sequential, recalibrate or none.")]
 KindOfImages = Annotated[str, typer.Option("--fitness-images", help="auto, mixture or heldout.")]
 Workers = Annotated[int, typer.Option(help="Ray workers; 0 evaluates inside this process.")]
+Log = Annotated[list[str] | None, typer.Option(help="Also log there: a name of `evoprune list loggers`; repeatable.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join.")]
 
 
@@ -63,6 +64,7 @@ def search(
     data_root: arg.DataRoot = None,
     train_epochs: TrainEpochs = DEFAULTS["train_epochs"],
     device: arg.Device = DEFAULTS["device"],
+    log: Log = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Search the smaller network of a budget, and write it with its report to a run directory."""
@@ -98,6 +100,7 @@ def search(
             data_root=data_root,
             train_epochs=train_epochs,
             device=device,
+            loggers=tuple(name.strip() for names in log or () for name in names.split(",")),
         )
     show_result(result, as_json=as_json)
 

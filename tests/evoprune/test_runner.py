@@ -13,18 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evoprune.callbacks import Callback, EvaluationsFinished, GenerationFinished, SearchStarted
+from evoprune.callbacks import Callback, EvaluationsFinished, GenerationFinished, SearchOutcome, SearchStarted
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import InProcessExecutor
 from evoprune.run_directory import RunDirectory
-from evoprune.runner import SearchOutcome, run_search
+from evoprune.runner import run_search
 from evoprune.search import LadderPlan, Search, SearchConfig
 from evoprune.stopping import MaxEvaluations, MaxSeconds, StopRule
-from search_spaces.errors import RunDirectoryError
+from search_spaces.errors import ExecutionError, RunDirectoryError
+from search_spaces.genome import genome_digest
 from tests.evoprune.fakes import CountingEvaluator, make_target, tiny_space
 
 LADDER = LadderPlan("network", screen="cheap", elite="dear", screen_factor=2, n_elites=2)
 CONFIG = SearchConfig({"macs": 0.5}, LADDER, population_size=8, n_generations=4)
+
+
+class Death(BaseException):
+    """Ends the process, as no error of a callback does."""
 
 
 class Recorder(Callback):
@@ -32,6 +37,7 @@ class Recorder(Callback):
 
     def __init__(self, crash_after: int | None = None, interrupt_after: int | None = None) -> None:
         self.events: list[Any] = []
+        self.warnings: list[str] = []
         self.crash_after = crash_after
         self.interrupt_after = interrupt_after
 
@@ -41,12 +47,15 @@ class Recorder(Callback):
     def on_evaluations(self, event: EvaluationsFinished) -> None:
         self.events.append(event)
         if self.crash_after is not None and event.n_evaluations >= self.crash_after:
-            raise ZeroDivisionError("the process dies here")
+            raise Death("the process dies here")
         if self.interrupt_after is not None and event.n_evaluations >= self.interrupt_after:
             os.kill(os.getpid(), signal.SIGINT)
 
     def on_generation(self, event: GenerationFinished) -> None:
         self.events.append(event)
+
+    def on_warning(self, message: str) -> None:
+        self.warnings.append(message)
 
     def on_end(self, outcome: SearchOutcome) -> None:
         self.events.append(outcome)
@@ -58,8 +67,7 @@ def make_run(path: Path) -> RunDirectory:
 
 def run(
     directory: RunDirectory,
-    callback: Callback | None = None,
-    *,
+    *callbacks: Callback,
     evaluator: CountingEvaluator | None = None,
     stop: StopRule | tuple[StopRule, ...] = (),
     config: SearchConfig = CONFIG,
@@ -70,9 +78,7 @@ def run(
     executor = InProcessExecutor(evaluator, 1, chunk_size=3)
     try:
         with EvaluationStore(directory.evaluations_path, space.n_genes, space.fingerprint) as store:
-            outcome = run_search(
-                search, executor, store, directory, callbacks=[callback] if callback else [], stop=stop
-            )
+            outcome = run_search(search, executor, store, directory, callbacks=callbacks, stop=stop)
     finally:
         executor.close()
     return outcome, search
@@ -123,7 +129,7 @@ def test_a_run_that_died_anywhere_continues_as_if_it_had_not(
     tmp_path: Path, whole: tuple[RunDirectory, tuple[SearchOutcome, Search]], crash_after: int
 ) -> None:
     directory = make_run(tmp_path / "run")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(Death):
         run(directory, Recorder(crash_after=crash_after))
     n_before = len(stored(directory))
     evaluator = CountingEvaluator(make_target(tiny_space().n_genes))
@@ -224,6 +230,50 @@ def test_events_add_up(tmp_path: Path) -> None:
     assert sum(len(event.evaluations) for event in chunks) == outcome.n_evaluations
     assert all(event.n_done <= event.n_requested for event in chunks)
     assert {event.role for event in chunks} == {"screen", "judge", "elite"}
+
+
+class Failing(Callback):
+    """Raises at its first event of one kind, and counts what it still hears."""
+
+    def __init__(self, event: str) -> None:
+        self.n_heard = 0
+        setattr(self, event, self._fail)
+
+    def _fail(self, event: object) -> None:  # noqa: ARG002 - whatever it hears
+        self.n_heard += 1
+        raise OSError("no space left for this callback")
+
+
+@pytest.mark.parametrize("event", ["on_start", "on_evaluations", "on_generation", "on_warning", "on_end"])
+def test_a_callback_that_raises_is_dropped_and_the_search_goes_on(
+    tmp_path: Path, whole: tuple[RunDirectory, tuple[SearchOutcome, Search]], event: str
+) -> None:
+    directory = make_run(tmp_path / "run")
+    failing, recorder = Failing(event), Recorder()
+    first = Failing("on_start") if event == "on_warning" else Callback()
+    assert_equal_runs(run(directory, first, failing, recorder), whole[1])
+    assert stored(directory) == stored(whole[0])
+    assert failing.n_heard == 1
+    expected = (
+        "callback Failing raised OSError: no space left for this callback; it hears nothing more, the search goes on"
+    )
+    warned = [entry["message"] for entry in directory.read_log() if entry["event"] == "warning"]
+    assert warned == recorder.warnings == [expected] * (2 if event == "on_warning" else 1)
+    assert len([e for e in recorder.events if isinstance(e, GenerationFinished)]) == 5
+
+
+def test_an_error_that_ends_a_search_is_logged_and_told(tmp_path: Path) -> None:
+    class Listening(Recorder):
+        def on_failure(self, message: str) -> None:
+            self.events.append(message)
+
+    everything = {genome_digest(genome) for genome in Search(tiny_space(), CONFIG, seed=11).ask().genomes}
+    evaluator = CountingEvaluator(make_target(tiny_space().n_genes), nan_on=frozenset(everything))
+    directory, recorder = make_run(tmp_path / "run"), Listening()
+    with pytest.raises(ExecutionError, match="all 8 failed") as caught:
+        run(directory, recorder, evaluator=evaluator)
+    assert recorder.events[-1] == f"ExecutionError: {caught.value}"
+    assert list(directory.read_log())[-1] == {"event": "failed", "reason": recorder.events[-1]}
 
 
 def test_time_ends_a_search_inside_a_generation_but_never_before_the_first(tmp_path: Path) -> None:

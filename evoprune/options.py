@@ -74,7 +74,7 @@ class SearchOptions(NetworkOptions):
     n_generations: Annotated[int, Field(ge=0, description="generations after the initial population")] = 12
     objective: Annotated[str, Field(description="what is minimised: a name of `evoprune list fitness`")] = "kl"
     compensation: Annotated[
-        str, Field(description="what a sliced network gets before it is judged: sequential, recalibrate or none")
+        str, Field(description="what a sliced network gets before it is judged: sequential, merge, recalibrate or none")
     ] = FITNESS.compensation
     fitness_images: Annotated[
         str, Field(description="auto, mixture (for networks that saw these images in training) or heldout")

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fitness.compensation import Prefix, SequentialCompensation, run_prefix
 from fitness.evaluation import Evaluation
+from fitness.merging import MergeCompensation
 from fitness.options import FitnessOptions
 from fitness.program import Program, SlicedTensors
 from search_spaces.errors import GenomeShapeError
@@ -116,11 +117,11 @@ class NetworkEvaluator:
         parts = tuple(part_sizes) or (len(fitness_inputs),)
         logits = logits_of(program, dense, fitness_inputs, options.batch_size)
         self.images = JudgedImages(fitness_inputs, soft_labels, functional.log_softmax(logits, dim=1), parts)
-        self.compensate = (
-            SequentialCompensation(program, calibration_inputs, options.solve)
-            if options.compensation == "sequential"
-            else None
-        )
+        self.compensate: SequentialCompensation | MergeCompensation | None = None
+        if options.compensation == "sequential":
+            self.compensate = SequentialCompensation(program, calibration_inputs, options.solve)
+        elif options.compensation == "merge":
+            self.compensate = MergeCompensation(program, calibration_inputs)
 
     @property
     def rungs(self) -> Sequence[str]:

@@ -19,6 +19,7 @@ FITNESS_IMAGES = {
 }
 COMPENSATIONS = {
     "sequential": "least squares, layer by layer, from the pruned network's own activations",
+    "merge": "the weights of dropped channels added to those of the kept channels most like them; solves nothing",
     "recalibrate": "batch-norm statistics estimated anew",
     "none": "the sliced weights as they are",
 }
@@ -48,7 +49,7 @@ class FitnessOptions:
     fitness_images: Literal["mixture", "heldout"] = "mixture"
     n_fitness_images: int = 512
     n_calibration_images: int = 256
-    compensation: Literal["sequential", "recalibrate", "none"] = "sequential"
+    compensation: Literal["sequential", "merge", "recalibrate", "none"] = "sequential"
     solve: CompensationOptions = field(default_factory=CompensationOptions)
     final_calibration_images: int = 2000
     final_positions: int = 32

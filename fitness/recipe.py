@@ -15,6 +15,7 @@ from torch.nn import functional
 from fitness.compensation import SequentialCompensation
 from fitness.data import ImageBatch, ImageData, normalise, plain_and_noisy
 from fitness.evaluation import Evaluator
+from fitness.merging import MergeCompensation
 from fitness.network import NetworkEvaluator
 from fitness.options import FitnessOptions
 from fitness.precision import gains_by_bfloat16
@@ -155,6 +156,8 @@ def final_network(
         recalibrate(small, inputs.split(options.batch_size))
         return small
     program = Program(space, named_tensors(model))
+    if options.compensation == "merge":
+        return compensated_model(model, program, MergeCompensation(program, inputs)(genome))
     solve = replace(
         options.solve,
         n_positions=options.final_positions,

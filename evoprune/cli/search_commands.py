@@ -25,7 +25,7 @@ NCalibrationImages = Annotated[int, typer.Option(help="Training images that a ca
 NFitnessImages = Annotated[int, typer.Option(help="Images that judge a candidate.")]
 TrainEpochs = Annotated[int, typer.Option(help="Epochs of training where no weights are given.")]
 Objective = Annotated[str, typer.Option(help="What is minimised: a name of `evoprune list objectives`.")]
-Compensation = Annotated[str, typer.Option(help="What a sliced network gets: sequential, recalibrate or none.")]
+Compensation = Annotated[str, typer.Option(help="What a sliced network gets: sequential, merge, recalibrate or none.")]
 KindOfImages = Annotated[str, typer.Option("--fitness-images", help="auto, mixture or heldout.")]
 Workers = Annotated[int, typer.Option(help="Ray workers; 0 evaluates inside this process.")]
 Log = Annotated[list[str] | None, typer.Option(help="Also log there: a name of `evoprune list loggers`; repeatable.")]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fitness.compensation import CompensationOptions, SequentialCompensation
+from fitness.merging import MergeCompensation
 from fitness.program import Program, SlicedTensors
 from fitness.static_compensation import StaticCompensation
 from fitness.statistics import StatisticsOptions, collect_statistics
@@ -25,6 +26,7 @@ COMPENSATIONS: dict[str, Callable[[Program, Tensor], Compensation]] = {
         program, collect_statistics(program, inputs, StatisticsOptions())
     ),
     "sequential": lambda program, inputs: SequentialCompensation(program, inputs, CompensationOptions()),
+    "merge": lambda program, inputs: MergeCompensation(program, inputs),
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from evoprune.loggers import LOGGERS
 from evoprune.modes import MODES
+from fitness.criteria import CRITERIA
 from fitness.data import DATA
 from fitness.network import NETWORK_RUNG
 from fitness.options import COMPENSATIONS, FITNESS_IMAGES, OBJECTIVES
@@ -16,7 +17,6 @@ _MODELS_FROM_ELSEWHERE = {
     "timm:<name>": "a network of timm (extra `timm`), without its weights",
     "torchvision:<name>": "a classification network of torchvision, without its weights",
 }
-_CRITERIA = {"l1": "L1 norm of the weights that make a channel: seeds of the population and prior of repair"}
 _RUNGS = {NETWORK_RUNG: "the sliced network, adapted on calibration images and judged on fitness images"}
 
 
@@ -26,7 +26,7 @@ def catalogue() -> dict[str, Mapping[str, str]]:
     sections: dict[str, Mapping[str, str]] = {
         "models": models,
         "data": DATA,
-        "criteria": _CRITERIA,
+        "criteria": {name: criterion.summary for name, criterion in CRITERIA.items()},
         "fitness": _RUNGS,
         "objectives": OBJECTIVES,
         "fitness-images": FITNESS_IMAGES,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -284,6 +285,11 @@ class Program:
             planned.append(replace(step, last_readers=dying))
         self.steps = planned
         self.outputs = tuple(self._alias.get(name, name) for name in self.space.graph.outputs)
+
+    @cached_property
+    def raw_tensors(self) -> Mapping[str, Tensor]:
+        """Parameters and buffers of the network by qualified name, nothing folded; not to be changed."""
+        return {qualified: self._tensors[name] for name, qualified in self.space.graph.tensors.items()}
 
     # ------------------------------------------------------------------ candidates
 

@@ -9,24 +9,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fitness.cache import cache_root
+from fitness.disk_cache import cached_entry, feed_tensor
 from fitness.elimination import Elimination
 from fitness.program import Program
 from fitness.statistics import ConsumerStatistics, DenseStatistics, StatisticsOptions, collect_statistics
 from fitness.two_step import TwoStep
 
-_LOGGER = logging.getLogger(__name__)
 _FORMAT = 1
 _ARRAYS = ("column_genes", "genes", "gram")
 _TENSORS = ("mean", "covariance", "channel_covariance")
@@ -36,17 +32,22 @@ def statistics_key(program: Program, inputs: Tensor, options: StatisticsOptions)
     """Return the identity of the statistics: BLAKE2b-128 over weights, structure, images and options."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([_FORMAT, dataclasses.asdict(options), program.space.fingerprint]).encode())
+    feed_program(digest, program)
+    feed_tensor(digest, "images", inputs)
+    return digest.hexdigest()
+
+
+def feed_program(digest: hashlib.blake2b, program: Program) -> None:
+    """Add weights and structure of ``program`` to ``digest``."""
     for name, layer in program.layers.items():
         place = (name, layer.stride, layer.padding, layer.dilation, layer.record.groups)
-        _feed(digest, repr(place), layer.weight)
-        _feed(digest, "bias", layer.bias)
+        feed_tensor(digest, repr(place), layer.weight)
+        feed_tensor(digest, "bias", layer.bias)
     ones = program.space.all_ones()[0]
     for name, tensor in sorted(program.slice(ones).others.items()):
-        _feed(digest, name, tensor)
+        feed_tensor(digest, name, tensor)
     for step in program.steps:
         digest.update(f"{step.operation.op}({step.operation.args}, {dict(step.operation.kwargs)});".encode())
-    _feed(digest, "images", inputs)
-    return digest.hexdigest()
 
 
 def cached_statistics(
@@ -66,7 +67,9 @@ def cached_statistics(
     """
     options = options or StatisticsOptions()
     path = _folder(folder) / f"{statistics_key(program, inputs, options)}.safetensors"
-    return _cached(path, lambda: collect_statistics(program, inputs, options), _pack_statistics, _unpack_statistics)
+    return cached_entry(
+        path, lambda: collect_statistics(program, inputs, options), _pack_statistics, _unpack_statistics
+    )
 
 
 def cached_two_step(
@@ -92,7 +95,7 @@ def cached_two_step(
     options = options or StatisticsOptions()
     two_step = TwoStep(program, cached_statistics(program, inputs, options, folder=folder), damping=damping)
     name = f"{statistics_key(program, inputs, options)}-{float(damping).hex()}.safetensors"
-    known = _cached(
+    known = cached_entry(
         _folder(folder) / name, lambda: dict(two_step.eliminations), _pack_eliminations, _unpack_eliminations
     )
     return TwoStep(program, two_step.statistics, damping=damping, eliminations=known)
@@ -100,18 +103,6 @@ def cached_two_step(
 
 def _folder(folder: Path | None) -> Path:
     return cache_root() / "statistics" if folder is None else folder
-
-
-def _cached(path: Path, compute: Callable[[], Any], pack: Callable[[Any], Any], unpack: Callable[..., Any]) -> Any:
-    entry = _read(path)
-    if entry is not None:
-        try:
-            return unpack(*entry)
-        except (KeyError, TypeError, ValueError) as error:
-            _LOGGER.warning("cache entry %s does not fit and is computed anew: %s", path.name, error)
-    result = compute()
-    _write(path, *pack(result))
-    return result
 
 
 def _pack_statistics(statistics: DenseStatistics) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -170,44 +161,3 @@ def _unpack_eliminations(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
         name: Elimination(tensors[f"{index}/order"].numpy(), tensors[f"{index}/error"].numpy())
         for index, name in enumerate(facts["groups"])
     }
-
-
-def _feed(digest: hashlib.blake2b, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _content(tensors: Mapping[str, Tensor], facts: str) -> str:
-    digest = hashlib.blake2b(facts.encode(), digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        _feed(digest, name, tensor)
-    return digest.hexdigest()
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], Any] | None:
-    """Return tensors and facts of an entry, or ``None`` where there is none that can be trusted."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            written = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        if written.get("content") != _content(tensors, written.get("facts", "")):
-            raise ValueError("its content is not what was written")
-        return tensors, json.loads(written["facts"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        _LOGGER.warning("cache entry %s is damaged and is computed anew: %s", path.name, error)
-        return None
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    text = json.dumps(facts, sort_keys=True)
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-            unfinished = Path(folder) / path.name
-            save_file(whole, unfinished, {"facts": text, "content": _content(whole, text)})
-            unfinished.replace(path)  # atomic within one file system
-    except OSError as error:
-        _LOGGER.warning("statistics are not kept in %s: %s", path.parent, error)

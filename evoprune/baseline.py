@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from evoprune.search import Repairer, make_generator, normalise_scores, uniform_genomes
-from evoprune.search.operators import positions_in_groups
+from evoprune.search.guides import positions_in_groups
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, FloatArray
 

@@ -23,7 +23,7 @@ from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, res
 from evoprune.result import ObjectiveFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.runner import run_search
-from evoprune.search import LadderPlan, SearchConfig, make_generator
+from evoprune.search import LadderPlan, Prior, SearchConfig, make_generator
 from evoprune.search_progress import SearchProgress
 from fitness.data import ImageData
 from fitness.network import NETWORK_RUNG
@@ -31,7 +31,7 @@ from fitness.precision import gains_by_bfloat16
 from fitness.recipe import EvaluatorRecipe, make_recipe
 from fitness.seeding import two_step_knowledge
 from search_spaces.errors import OptionError, RunDirectoryError
-from search_spaces.genome import BoolArray, FloatArray
+from search_spaces.genome import BoolArray
 
 _DENSE_FILE = "dense.safetensors"
 
@@ -60,8 +60,9 @@ def run_session(
     )
     with run.locked():
         observer.on_stage("preparing the evaluation", None)
-        scores, seeds = _knowledge(options, preparation, config.population_size // 2)
-        search = MODES[options.mode].build(SearchTask(space, config, options, scores, seeds))
+        prior, seeds = _knowledge(options, preparation, config.population_size // 2)
+        task = SearchTask(space, config, options, channel_scores=prior.scores, seeds=seeds, priors=(prior,))
+        search = MODES[options.mode].build(task)
         with (
             EvaluationStore(run.evaluations_path, space.n_genes, space.fingerprint) as store,
             contextlib.closing(make_executor(options, preparation)) as executor,
@@ -93,10 +94,10 @@ def recipe_of(options: SearchOptions, preparation: Preparation) -> EvaluatorReci
     )
 
 
-def _knowledge(options: SearchOptions, preparation: Preparation, n_seeds: int) -> tuple[FloatArray, BoolArray | None]:
-    """Return channel scores and first genomes: by two-step elimination where weights are compensated, else by L1."""
+def _knowledge(options: SearchOptions, preparation: Preparation, n_seeds: int) -> tuple[Prior, BoolArray | None]:
+    """Return a prior and first genomes: by two-step elimination where weights are compensated, else by L1."""
     if fitness_options(options, preparation).compensation != "sequential":
-        return l1_scores(preparation.dense.model, preparation.space), None
+        return Prior("l1", l1_scores(preparation.dense.model, preparation.space)), None
     with _one_thread():
         knowledge = two_step_knowledge(
             recipe_of(options, preparation),
@@ -104,7 +105,7 @@ def _knowledge(options: SearchOptions, preparation: Preparation, n_seeds: int) -
             n_seeds=n_seeds,
             **{f"{options.metric}_budget": preparation.budget},
         )
-    return knowledge.scores, knowledge.seeds
+    return Prior("two-step", knowledge.scores), knowledge.seeds
 
 
 def make_executor(options: SearchOptions, preparation: Preparation) -> Executor:

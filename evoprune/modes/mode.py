@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evoprune.search import SearchConfig, Strategy
+from evoprune.search import Prior, SearchConfig, Strategy
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, FloatArray
 
@@ -25,6 +25,7 @@ class SearchTask:
         channel_scores: ``(n_genes,)`` larger = more wanted; comparable within a group, and over the whole network where
             they come from layer errors.
         seeds: ``(m, n_genes)`` genomes to begin with, or None.
+        priors: What criteria say about the genes, for mutation and repair.
     """
 
     space: SearchSpace
@@ -32,6 +33,7 @@ class SearchTask:
     options: SearchOptions
     channel_scores: FloatArray | None = None
     seeds: BoolArray | None = None
+    priors: tuple[Prior, ...] = ()
 
 
 @dataclass(frozen=True)

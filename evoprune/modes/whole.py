@@ -13,4 +13,4 @@ def search_whole(task: SearchTask) -> Strategy:
         OptionError: The space offers nothing to remove.
         BudgetError: A budget cannot be reached.
     """
-    return Search(task.space, task.config, seed=task.options.seed, seeds=task.seeds, channel_scores=task.channel_scores)
+    return Search(task.space, task.config, seed=task.options.seed, seeds=task.seeds, priors=task.priors)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from evoprune.search.config import LadderPlan, SearchConfig
 from evoprune.search.engine import BestGenome, EvaluationRequest, Search, SearchState
 from evoprune.search.feasibility import Repairer, Space
+from evoprune.search.guides import Guide, Prior, normalise_scores
 from evoprune.search.individual import BestIndividuals, Individual
 from evoprune.search.initialisation import InitialShares, initial_population, uniform_genomes
-from evoprune.search.operators import build_toolbox, normalise_scores
+from evoprune.search.operators import build_toolbox
+from evoprune.search.priors import PriorMixture
 from evoprune.search.randomness import make_generator
 from evoprune.search.strategy import Strategy, comparable_rows
 
@@ -15,9 +17,12 @@ __all__ = [
     "BestGenome",
     "BestIndividuals",
     "EvaluationRequest",
+    "Guide",
     "Individual",
     "InitialShares",
     "LadderPlan",
+    "Prior",
+    "PriorMixture",
     "Repairer",
     "Search",
     "SearchConfig",

@@ -64,7 +64,9 @@ class SearchConfig:
         crossovers: Relative frequency of the operators ``mate_<name>``.
         mutation_rates: Least and largest share of genes to change. Every individual carries its own rate, drawn between
             them and inherited with a log-normal factor, so that rates which lead to survivors spread.
-        p_guided: Share of offspring whose repair follows the channel scores; the others are repaired at random.
+        random_share: Share of offspring that no prior guides, so that no criterion can fix the result.
+        prior_temperature: Positive; large values make priors weak, small ones strict.
+        p_guided: Share of guided offspring whose repair follows their prior too; the others are repaired at random.
         n_best: Size of the halls of fame.
         min_diversity: Immigrants come when diversity falls below this share of its initial value.
         immigrant_share: Share of offspring that immigrants replace then.
@@ -77,9 +79,11 @@ class SearchConfig:
     n_offspring: int | None = None
     n_generations: int = 20
     p_crossover: float = 0.5
-    mutations: Mapping[str, float] = field(default_factory=lambda: _equal_parts("flip", "swap", "width"))
+    mutations: Mapping[str, float] = field(default_factory=lambda: _equal_parts("flip", "swap", "drop", "width"))
     crossovers: Mapping[str, float] = field(default_factory=lambda: _equal_parts("uniform", "groups", "two_point"))
     mutation_rates: tuple[float, float] = (0.002, 0.1)
+    random_share: float = 0.2
+    prior_temperature: float = 1.0
     p_guided: float = 0.5
     n_best: int = 10
     min_diversity: float = 0.05
@@ -99,6 +103,8 @@ class SearchConfig:
             ("n_generations >= 0", self.n_generations >= 0, self.n_generations),
             ("0 <= p_crossover <= 1", 0 <= self.p_crossover <= 1, self.p_crossover),
             ("0 < mutation_rates[0] <= mutation_rates[1] <= 1", 0 < low <= high <= 1, self.mutation_rates),
+            ("0 <= random_share <= 1", 0 <= self.random_share <= 1, self.random_share),
+            ("0 < prior_temperature < inf", 0 < self.prior_temperature < float("inf"), self.prior_temperature),
             ("0 <= p_guided <= 1", 0 <= self.p_guided <= 1, self.p_guided),
             ("n_best >= 1", self.n_best >= 1, self.n_best),
             ("0 <= min_diversity <= 1", 0 <= self.min_diversity <= 1, self.min_diversity),

@@ -22,9 +22,11 @@ from deap import base, tools
 
 from evoprune.search.config import SearchConfig
 from evoprune.search.feasibility import Repairer, Space, diversity
+from evoprune.search.guides import Prior
 from evoprune.search.individual import BestIndividuals, Individual, make_statistics
 from evoprune.search.initialisation import initial_population
-from evoprune.search.operators import build_toolbox, normalise_scores
+from evoprune.search.operators import build_toolbox
+from evoprune.search.priors import PriorMixture
 from evoprune.search.randomness import make_generator
 from fitness.evaluation import Evaluation
 from search_spaces.errors import ExecutionError, OptionError, RunDirectoryError, UnknownNameError
@@ -33,7 +35,7 @@ from search_spaces.genome import BoolArray, FloatArray, IntArray, genome_digest
 Role = Literal["screen", "judge", "elite"]
 _N_ATTEMPTS = 12
 _LEARNING_RATE = 0.3  # sigma of the log-normal factor by which a child's mutation rate differs from its parent's
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,16 @@ class SearchState:
 
 @dataclass
 class _Draft:
-    """A generation in the making: offspring and immigrants that are not judged yet."""
+    """A generation in the making: offspring and immigrants that are not judged yet.
+
+    ``guides`` are the indices of the priors that offspring followed, -1 for others; ``parent_objectives`` are those of
+    the first parent.
+    """
 
     genomes: BoolArray
     rates: FloatArray
+    guides: IntArray
+    parent_objectives: FloatArray
     n_immigrants: int  # the last rows
     n_screened: int = 0
     n_failed: int = 0
@@ -93,10 +101,11 @@ class Search:
         config: Sizes, rates, budgets and ladder plan.
         seed: Master seed, not negative.
         seeds: ``(m, n_genes)`` genomes to begin with.
-        channel_scores: ``(n_genes,)`` finite numbers, larger = more wanted, compared within groups only; become uniform
-            individuals and mutation priors.
+        priors: What criteria say about the genes: they guide mutation and repair, each for the share of offspring that
+            its children's survival earns it, and order the channels of the uniform individuals.
 
     Attributes:
+        mixture: The priors, and how much the search listens to each.
         toolbox: DEAP toolbox; register other operators before the first :meth:`ask`.
         statistics: DEAP statistics over the judged objectives of the population.
         logbook: DEAP logbook, one row per generation.
@@ -118,7 +127,7 @@ class Search:
         *,
         seed: int,
         seeds: BoolArray | None = None,
-        channel_scores: FloatArray | None = None,
+        priors: Sequence[Prior] = (),
     ) -> None:
         if space.n_genes == 0:
             raise OptionError(
@@ -131,9 +140,11 @@ class Search:
         self.seed = seed
         self._repairer = self._make_repairer()
         lattice = self._repairer.lattice
-        self._scores = None if channel_scores is None else normalise_scores(channel_scores, lattice)
+        self.mixture = PriorMixture(
+            priors, lattice, random_share=config.random_share, temperature=config.prior_temperature
+        )
         self._seeds = seeds
-        self.toolbox: base.Toolbox = build_toolbox(lattice, self._scores)
+        self.toolbox: base.Toolbox = build_toolbox(lattice)
         self.statistics: tools.Statistics = make_statistics()
         self.logbook: tools.Logbook = tools.Logbook()
         self.best_individuals = BestIndividuals(config.n_best)
@@ -264,6 +275,7 @@ class Search:
         kept = np.concatenate([np.sort(order), np.arange(len(objectives), len(draft.genomes))])
         draft.n_screened = len(objectives)
         draft.genomes, draft.rates = draft.genomes[kept], draft.rates[kept]
+        draft.guides, draft.parent_objectives = draft.guides[kept], draft.parent_objectives[kept]
 
     def _judge(self, draft: _Draft, objectives: FloatArray, evaluations: Sequence[Evaluation]) -> None:
         """Merge parents and offspring, and let the best survive."""
@@ -276,6 +288,8 @@ class Search:
         values = np.concatenate([self._objective_values, self._values_of(draft.genomes, objectives)])
         rates = np.concatenate([self._rates, draft.rates])
         survivors = self._survivors(genomes, values)
+        is_survivor = np.isin(np.arange(len(self._genomes), len(genomes)), survivors)
+        self.mixture.learn(draft.guides, is_survivor, objectives < draft.parent_objectives)
         self._genomes, self._objective_values, self._rates = genomes[survivors], values[survivors], rates[survivors]
         self._remember(draft.genomes, objectives)
         if self._generation < 0:
@@ -305,6 +319,7 @@ class Search:
             "n_immigrants": draft.n_immigrants,
             "diversity": diversity(self._genomes),
             "mutation_rate": float(np.median(self._rates)),
+            **self.mixture.row(),
             **self._further_figures(),
         }
         self.logbook.record(**row)
@@ -322,7 +337,7 @@ class Search:
             self._repairer,
             self.config.population_size,
             rng=rng,
-            scores=self._scores,
+            scores=self.mixture.orders,
             seeds=self._seeds,
             shares=self.config.initial,
         )
@@ -365,7 +380,9 @@ class Search:
         rng = make_generator(self.seed, "initialisation")
         genomes = self._initial_genomes(rng)
         low, high = np.log(self.config.mutation_rates)
-        return _Draft(genomes, np.exp(rng.uniform(low, high, len(genomes))), n_immigrants=0)
+        n = len(genomes)
+        rates = np.exp(rng.uniform(low, high, n))
+        return _Draft(genomes, rates, np.full(n, -1), np.full(n, -np.inf), n_immigrants=0)
 
     def _next_draft(self) -> _Draft:
         generation, config = self._generation + 1, self.config
@@ -375,11 +392,13 @@ class Search:
             n_wanted *= config.ladder.screen_factor
         taken = dict.fromkeys(genome_digest(genome) for genome in immigrants)
         rng = make_generator(self.seed, "variation", generation)
-        offspring, rates = self._offspring(n_wanted, taken, rng)
+        draft, n = self._offspring(n_wanted, taken, rng), len(immigrants)
         return _Draft(
-            np.concatenate([offspring, immigrants]),
-            np.concatenate([rates, np.full(len(immigrants), np.sqrt(np.prod(config.mutation_rates)))]),
-            n_immigrants=len(immigrants),
+            np.concatenate([draft.genomes, immigrants]),
+            np.concatenate([draft.rates, np.full(n, np.sqrt(np.prod(config.mutation_rates)))]),
+            np.concatenate([draft.guides, np.full(n, -1)]),
+            np.concatenate([draft.parent_objectives, np.full(n, -np.inf)]),
+            n_immigrants=n,
         )
 
     def _immigrants(self, rng: np.random.Generator) -> BoolArray:
@@ -396,34 +415,42 @@ class Search:
         kept = [genome for digest, genome in new.items() if digest not in self._seen]
         return np.stack(kept) if kept else self._genomes[:0]
 
-    def _offspring(
-        self, n_wanted: int, taken: dict[str, None], rng: np.random.Generator
-    ) -> tuple[BoolArray, FloatArray]:
-        """Return at most ``n_wanted`` distinct genomes that were never asked for, with their mutation rates.
+    def _offspring(self, n_wanted: int, taken: dict[str, None], rng: np.random.Generator) -> _Draft:
+        """Return at most ``n_wanted`` distinct genomes that were never asked for.
 
         In a space that is nearly exhausted there may be fewer, or none.
         """
-        genomes: list[BoolArray] = []
-        rates: list[float] = []
+        parts: list[_Draft] = []
+        n_missing = n_wanted
         for _ in range(_N_ATTEMPTS):
-            n_missing = n_wanted - len(genomes)
             if n_missing == 0:
                 break
-            for child, rate in zip(*self._vary(n_missing, rng), strict=True):
+            part = self._vary(n_missing, rng)
+            is_new = np.zeros(n_missing, np.bool_)
+            for row, child in enumerate(part.genomes):
                 digest = genome_digest(child)
-                if digest not in self._seen and digest not in taken:
-                    taken[digest] = None
-                    genomes.append(child)
-                    rates.append(float(rate))
-        return (np.stack(genomes) if genomes else self._genomes[:0]), np.array(rates, np.float64)
+                is_new[row] = digest not in self._seen and digest not in taken
+                taken.setdefault(digest, None)
+            parts.append(_rows_of(part, is_new))
+            n_missing -= int(is_new.sum())
+        if not parts:
+            return _Draft(self._genomes[:0], np.empty(0), np.empty(0, np.int64), np.empty(0), n_immigrants=0)
+        return _Draft(
+            np.concatenate([part.genomes for part in parts]),
+            np.concatenate([part.rates for part in parts]),
+            np.concatenate([part.guides for part in parts]),
+            np.concatenate([part.parent_objectives for part in parts]),
+            n_immigrants=0,
+        )
 
-    def _vary(self, n: int, rng: np.random.Generator) -> tuple[BoolArray, FloatArray]:
-        """Return ``n`` repaired children of selected parents, and their mutation rates."""
+    def _vary(self, n: int, rng: np.random.Generator) -> _Draft:
+        """Return ``n`` repaired children of selected parents."""
         config, ranks = self.config, self._ranks()
         first = self.toolbox.select(ranks, n, rng=rng)
         second = self.toolbox.select(ranks, n, rng=rng)
         inherited = self._rates[first] * np.exp(rng.normal(0, _LEARNING_RATE, n))
         rates = np.clip(inherited, *config.mutation_rates)
+        guides = self.mixture.draw(n, rng=rng)
         crossed = self._genomes[first].copy()
         has_two_parents = rng.random(n) < config.p_crossover
         for operator, chosen in self._shared_out("mate", config.crossovers, n, rng):
@@ -431,19 +458,25 @@ class Search:
             crossed[rows] = operator(self._genomes[first[rows]], self._genomes[second[rows]], rng=rng)
         mutated = crossed.copy()
         for operator, chosen in self._shared_out("mutate", config.mutations, n, rng):
-            rows = np.flatnonzero(chosen)
-            mutated[rows] = operator(crossed[rows], rates=rates[rows], rng=rng)
+            for index, guide in enumerate(self.mixture.guides):
+                rows = np.flatnonzero(chosen & (guides == index))
+                if len(rows):
+                    mutated[rows] = operator(crossed[rows], rates=rates[rows], rng=rng, guide=guide)
         # Mutated genes are what is being tried: they are repaired last.
-        preference = self._preference(mutated.shape, rng) + 2.0 * (mutated & ~crossed) - 2.0 * (crossed & ~mutated)
-        return self._repairer(mutated, rng=rng, preference=preference), rates
+        preference = self._preference(guides, rng) + 2.0 * (mutated & ~crossed) - 2.0 * (crossed & ~mutated)
+        children = self._repairer(mutated, rng=rng, preference=preference)
+        return _Draft(children, rates, guides, self._objective_values[first, 0], n_immigrants=0)
 
-    def _preference(self, shape: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
-        """Return what repair keeps first, in [0, 1]: at random, blended with the channel scores for guided rows."""
-        preference = rng.random(shape)
-        if self._scores is None:
-            return preference
-        weight = rng.random(shape[0]) * (rng.random(shape[0]) < self.config.p_guided)
-        return weight[:, None] * self._scores + (1 - weight[:, None]) * preference
+    def _preference(self, guides: IntArray, rng: np.random.Generator) -> FloatArray:
+        """Return what repair keeps first, in [0, 1]: at random, for guided rows blended with what their prior wants."""
+        preference = rng.random((len(guides), self.space.n_genes))
+        weight = rng.random(len(guides)) * (rng.random(len(guides)) < self.config.p_guided)
+        for index, guide in enumerate(self.mixture.guides):
+            if guide.order is not None:
+                rows = np.flatnonzero(guides == index)
+                share = weight[rows, None]
+                preference[rows] = share * guide.order + (1 - share) * preference[rows]
+        return preference
 
     def _shared_out(
         self, kind: str, frequencies: Mapping[str, float], n: int, rng: np.random.Generator
@@ -493,6 +526,7 @@ class Search:
         self.logbook = tools.Logbook()
         for row in data["logbook"]:
             self.logbook.record(**row)
+        self.mixture.restore(arrays)
         self._initial_diversity = float(data["initial_diversity"])
         self._generation = int(data["generation"])
         self._draft = self._request = None
@@ -501,7 +535,13 @@ class Search:
     def _identity(self) -> dict[str, Any]:
         config = dataclasses.asdict(self.config)
         del config["n_generations"]  # a finished run may be given more
-        return {"version": _STATE_VERSION, "seed": self.seed, "n_genes": self.space.n_genes, "config": _as_json(config)}
+        return {
+            "version": _STATE_VERSION,
+            "seed": self.seed,
+            "n_genes": self.space.n_genes,
+            "priors": self.mixture.fingerprints,
+            "config": _as_json(config),
+        }
 
     def _capture(self) -> SearchState:
         arrays: dict[str, npt.NDArray[Any]] = {
@@ -510,6 +550,7 @@ class Search:
             "mutation_rates": self._rates.copy(),
             "seen": _pack_digests(self._seen),
             "elite_seen": _pack_digests(self._elite_seen),
+            **self.mixture.arrays(),
         }
         for hall, name in ((self.best_individuals, "best"), (self.elites, "elite")):
             genomes = np.array([individual.genome for individual in hall], np.bool_).reshape(-1, self.space.n_genes)
@@ -525,6 +566,17 @@ class Search:
 
     def _unpack(self, packed: npt.NDArray[Any]) -> BoolArray:
         return np.unpackbits(packed, axis=1, count=self.space.n_genes).astype(np.bool_)
+
+
+def _rows_of(draft: _Draft, chosen: BoolArray) -> _Draft:
+    """Return the offspring of ``draft`` in the rows ``chosen``."""
+    return _Draft(
+        draft.genomes[chosen],
+        draft.rates[chosen],
+        draft.guides[chosen],
+        draft.parent_objectives[chosen],
+        n_immigrants=0,
+    )
 
 
 def _update(hall: BestIndividuals, genomes: BoolArray, objectives: FloatArray) -> None:

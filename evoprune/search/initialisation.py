@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from evoprune.search.feasibility import Repairer
-from evoprune.search.operators import cross_groups, flip, positions_in_groups
+from evoprune.search.guides import positions_in_groups
+from evoprune.search.operators import cross_groups, flip
 from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray, FloatArray, genome_digest
 
@@ -56,8 +57,8 @@ def initial_population(
         repairer: Budgets and groups.
         n_individuals: How many.
         rng: Source of randomness.
-        scores: ``(n_genes,)`` in [0, 1] from :func:`normalise_scores`; without them uniform widths keep random
-            channels.
+        scores: ``(n_genes,)`` or ``(n_orders, n_genes)`` in [0, 1] from :func:`normalise_scores`; individuals take the
+            orders in turn. Without them uniform widths keep random channels.
         seeds: ``(m, n_genes)`` genomes to begin with, in order; repaired, duplicates left out.
         shares: Composition of the rest.
 
@@ -67,16 +68,17 @@ def initial_population(
     shares = shares or InitialShares()
     population = _Distinct(n_individuals)
     if seeds is not None and len(seeds):
-        population.add(repairer(seeds, rng=rng, preference=_blurred(scores, np.zeros(len(seeds)), seeds.shape, rng)))
+        first = _in_turn(scores, len(seeds))
+        population.add(repairer(seeds, rng=rng, preference=_blurred(first, np.zeros(len(seeds)), seeds.shape, rng)))
     n_rest = n_individuals - len(population)
     n_uniform, n_random = round(shares.uniform * n_rest), round(shares.random * n_rest)
     noise = np.linspace(0, 0.5, n_uniform) if n_uniform else np.empty(0)
-    population.add(uniform_genomes(repairer, noise, rng=rng, scores=scores))
+    population.add(uniform_genomes(repairer, noise, rng=rng, scores=_in_turn(scores, n_uniform)))
     population.add(repairer.sample(n_random, rng=rng))
     for _ in range(_N_ATTEMPTS):
         n_missing = n_individuals - len(population)
         if n_missing:
-            population.add(_mixed_genomes(repairer, n_missing, rng=rng, scores=scores))
+            population.add(_mixed_genomes(repairer, n_missing, rng=rng, scores=_in_turn(scores, n_missing)))
     for _ in range(_N_ATTEMPTS):
         n_missing = n_individuals - len(population)
         if n_missing:
@@ -94,7 +96,7 @@ def uniform_genomes(
         noise: ``(n,)``; 0 keeps the best scored channels at equal shares, larger values blur widths (as the sigma of a
             log-normal factor) and order alike.
         rng: Source of randomness; blurs and breaks ties.
-        scores: ``(n_genes,)`` in [0, 1], larger = kept first; random order without them.
+        scores: ``(n_genes,)`` or ``(n, n_genes)`` in [0, 1], larger = kept first; random order without them.
     """
     lattice = repairer.lattice
     n, n_genes = len(noise), int(lattice.sizes.sum())
@@ -123,6 +125,14 @@ def _mixed_genomes(
     children = cross_groups(uniform, random, rng=rng, lattice=repairer.lattice)
     children = flip(children, rates=np.full(n_individuals, _MIXED_FLIP_RATE), rng=rng)
     return repairer(children, rng=rng, preference=_blurred(scores, rng.random(n_individuals), children.shape, rng))
+
+
+def _in_turn(scores: FloatArray | None, n: int) -> FloatArray | None:
+    """Return ``(n, n_genes)`` orders, each in its turn; None without any."""
+    if scores is None:
+        return None
+    orders = np.atleast_2d(scores)
+    return orders[np.arange(n) % len(orders)]
 
 
 def _blurred(

@@ -3,9 +3,9 @@
 DEAP's own operators work on one list at a time, draw from the global ``random`` and corrupt arrays; these are
 registered on a DEAP ``Toolbox`` in their place (:func:`build_toolbox`). None of them looks at the budget: repair does.
 
-Mutations take ``genomes`` ``(n, n_genes)`` and ``rates`` ``(n,)``, the share of genes that is to change, and return new
-genomes. Crossovers take two arrays of parents and return one child per row. Replace or add an operator by registering
-it under ``mutate_<name>`` or ``mate_<name>``.
+Mutations take ``genomes`` ``(n, n_genes)``, ``rates`` ``(n,)``, the share of genes that is to change, and the ``guide``
+that these offspring follow, and return new genomes. Crossovers take two arrays of parents and return one child per row.
+Replace or add an operator by registering it under ``mutate_<name>`` or ``mate_<name>``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from deap import base
 
-from search_spaces.errors import OptionError
+from evoprune.search.guides import UNGUIDED, Guide, nearest_kept, positions_in_groups
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.repair import Lattice, count_kept
 
@@ -21,31 +21,29 @@ _MAX_SWAPS = 64
 _WIDTH_SIGMA = 0.2
 
 
-def flip(
-    genomes: BoolArray,
-    *,
-    rates: FloatArray,
-    rng: np.random.Generator,
-    p_drop: FloatArray | None = None,
-    p_revive: FloatArray | None = None,
-) -> BoolArray:
+def flip(genomes: BoolArray, *, rates: FloatArray, rng: np.random.Generator, guide: Guide = UNGUIDED) -> BoolArray:
     """Return ``genomes`` with independent bit flips, as many expected drops as revivals.
 
     Args:
         genomes: ``(n, n_genes)``.
         rates: ``(n,)`` expected share of genes that flip, half of them 1 -> 0 and half 0 -> 1, whatever the share kept.
         rng: Source of randomness.
-        p_drop: ``(n_genes,)`` relative probabilities of 1 -> 0; all equal by default.
-        p_revive: ``(n_genes,)`` relative probabilities of 0 -> 1; all equal by default.
+        guide: Relative probabilities of 1 -> 0 and of 0 -> 1.
     """
     n_genes = genomes.shape[1]
     wanted = rates[:, None] * n_genes / 2
     probability = np.zeros(genomes.shape)
-    for is_open, weights in ((genomes, p_drop), (~genomes, p_revive)):
+    for is_open, weights in ((genomes, guide.p_drop), (~genomes, guide.p_revive)):
         share = is_open * (np.ones(n_genes) if weights is None else weights)
         total = share.sum(axis=1, keepdims=True)
         probability += share * np.divide(wanted, total, out=np.zeros_like(total), where=total > 0)
     return genomes ^ (rng.random(genomes.shape) < probability)
+
+
+def uniform_flip(genomes: BoolArray, *, rates: FloatArray, rng: np.random.Generator, guide: Guide) -> BoolArray:
+    """Return :func:`flip` of ``genomes`` whatever the ``guide`` says."""
+    del guide
+    return flip(genomes, rates=rates, rng=rng)
 
 
 def swap(
@@ -54,31 +52,62 @@ def swap(
     rates: FloatArray,
     rng: np.random.Generator,
     lattice: Lattice,
-    p_drop: FloatArray | None = None,
-    p_revive: FloatArray | None = None,
+    guide: Guide = UNGUIDED,
 ) -> BoolArray:
     """Return ``genomes`` with kept and dropped genes exchanged inside groups: counts, and so costs, stay.
 
     Each genome gets at least one exchange and ``rates * n_genes / 2`` in expectation, at most 64. Genomes whose groups
-    are all full or empty come back unchanged. Arguments as in :func:`flip`.
+    are all full or empty come back unchanged. Where the guide knows which genes are alike, alike ones are exchanged:
+    members of a class, or the channels of a similar pair. Arguments as in :func:`flip`.
     """
     genomes = genomes.copy()
     n_genes = genomes.shape[1]
     group_of_gene = np.repeat(np.arange(len(lattice.sizes)), lattice.sizes)
     n_swaps = np.clip(rng.poisson(rates * n_genes / 2), 1, _MAX_SWAPS)
-    weights_drop = np.ones(n_genes) if p_drop is None else p_drop
-    weights_revive = np.ones(n_genes) if p_revive is None else p_revive
+    weights_drop = np.ones(n_genes) if guide.p_drop is None else guide.p_drop
+    weights_revive = np.ones(n_genes) if guide.p_revive is None else guide.p_revive
     for step in range(int(n_swaps.max(initial=0))):
         rows = np.flatnonzero(n_swaps > step)
         part = genomes[rows]
         has_dropped = (count_kept(part, lattice) < lattice.sizes)[:, group_of_gene]
         dropped = _pick(part & has_dropped, weights_drop, rng)
         same_group = group_of_gene == group_of_gene[dropped][:, None]
-        revived = _pick(~part & same_group, weights_revive, rng)
+        revived = _pick(~part & same_group, weights_revive * _alike(dropped, guide, lattice, n_genes), rng)
         is_possible = (dropped >= 0) & (revived >= 0)
         genomes[rows[is_possible], dropped[is_possible]] = False
         genomes[rows[is_possible], revived[is_possible]] = True
     return genomes
+
+
+def drop_doubles(
+    genomes: BoolArray,
+    *,
+    rates: FloatArray,
+    rng: np.random.Generator,
+    lattice: Lattice,
+    guide: Guide = UNGUIDED,
+) -> BoolArray:
+    """Return ``genomes`` without some genes that a kept sibling can stand in for; repair fills what becomes free.
+
+    Each genome loses at least one gene and ``rates * n_genes / 2`` in expectation, drawn by closeness to the nearest
+    kept sibling times the guide's ``p_drop``; of two genes that are each other's nearest one stays. A guide without
+    pairs or classes lets ``p_drop`` decide alone. Arguments as in :func:`flip`.
+
+    References:
+        QSFM (arXiv 2105.06052): of a similar pair one goes. The draw is ours.
+    """
+    n_genes = genomes.shape[1]
+    weights, sibling = nearest_kept(genomes, guide, lattice)
+    if guide.p_drop is not None:
+        weights = weights * guide.p_drop
+    n_drops = np.clip(rng.poisson(rates * n_genes / 2), 1, n_genes)
+    keys = np.full(genomes.shape, np.inf)
+    np.divide(rng.exponential(size=genomes.shape), weights, out=keys, where=genomes & (weights > 0))
+    rank = np.argsort(np.argsort(keys, axis=1, kind="stable"), axis=1, kind="stable")
+    is_drawn = (rank < n_drops[:, None]) & np.isfinite(keys)
+    rows = np.arange(len(genomes))[:, None]
+    is_paired = (sibling >= 0) & is_drawn[rows, sibling] & (sibling[rows, sibling] == np.arange(n_genes))
+    return genomes & ~(is_drawn & ~(is_paired & (rank > rank[rows, sibling])))
 
 
 def resize(
@@ -87,7 +116,7 @@ def resize(
     rates: FloatArray,
     rng: np.random.Generator,
     lattice: Lattice,
-    scores: FloatArray | None = None,
+    guide: Guide = UNGUIDED,
 ) -> BoolArray:
     """Return ``genomes`` with one or more groups grown or shrunk by an order of their channels.
 
@@ -100,7 +129,7 @@ def resize(
         rates: ``(n,)``.
         rng: Source of randomness.
         lattice: Allowed counts.
-        scores: ``(n_genes,)`` in [0, 1], larger = more wanted; without them the order is random.
+        guide: Its order; without one the order is random.
     """
     n, n_groups = len(genomes), len(lattice.sizes)
     counts = count_kept(genomes, lattice)
@@ -112,8 +141,8 @@ def resize(
     shrunk = np.minimum(scaled, lattice.floor(counts - lattice.step))
     counts = np.where(is_changed, np.where(factor > 1, grown, shrunk), counts)
     preference = rng.random(genomes.shape)
-    if scores is not None:
-        preference = scores + preference * rng.random((n, 1))
+    if guide.order is not None:
+        preference = guide.order + preference * rng.random((n, 1))
     return with_counts(genomes, np.maximum(counts, lattice.min_keep), preference, lattice)
 
 
@@ -164,61 +193,20 @@ def truncate(objective_values: FloatArray, n_survivors: int) -> IntArray:
     return (finite if len(finite) else order)[:n_survivors].astype(np.int64)
 
 
-def build_toolbox(lattice: Lattice, scores: FloatArray | None = None) -> base.Toolbox:
-    """Return a DEAP toolbox with the operators of a search.
-
-    Args:
-        lattice: Groups of the search space.
-        scores: ``(n_genes,)`` in [0, 1] from :func:`normalise_scores`; become mutation priors and the order of widths.
-    """
-    p_drop, p_revive = (None, None) if scores is None else mutation_priors(scores)
+def build_toolbox(lattice: Lattice) -> base.Toolbox:
+    """Return a DEAP toolbox with the operators of a search in a space with the groups of ``lattice``."""
     toolbox = base.Toolbox()
-    toolbox.register("mutate_flip", flip, p_drop=p_drop, p_revive=p_revive)
-    toolbox.register("mutate_uniform_flip", flip)
-    toolbox.register("mutate_swap", swap, lattice=lattice, p_drop=p_drop, p_revive=p_revive)
-    toolbox.register("mutate_width", resize, lattice=lattice, scores=scores)
+    toolbox.register("mutate_flip", flip)
+    toolbox.register("mutate_uniform_flip", uniform_flip)
+    toolbox.register("mutate_swap", swap, lattice=lattice)
+    toolbox.register("mutate_drop", drop_doubles, lattice=lattice)
+    toolbox.register("mutate_width", resize, lattice=lattice)
     toolbox.register("mate_uniform", cross_uniform)
     toolbox.register("mate_groups", cross_groups, lattice=lattice)
     toolbox.register("mate_two_point", cross_two_point, lattice=lattice)
     toolbox.register("select", binary_tournament)
     toolbox.register("survive", truncate)
     return toolbox
-
-
-def mutation_priors(scores: FloatArray, floor: float = 0.1) -> tuple[FloatArray, FloatArray]:
-    """Return relative probabilities ``(p_drop, p_revive)``: ``1 - scores`` and ``scores``, none under ``floor``.
-
-    Args:
-        scores: ``(n_genes,)`` in [0, 1], larger = more wanted.
-        floor: Least probability, so that no change is impossible.
-    """
-    return np.maximum(1 - scores, floor), np.maximum(scores, floor)
-
-
-def normalise_scores(scores: FloatArray, lattice: Lattice) -> FloatArray:
-    """Return the position of each gene within its group by score, in (0, 1), best near 1; ties keep input order.
-
-    Raises:
-        OptionError: ``scores`` is not one finite number per gene.
-    """
-    n_genes = int(lattice.sizes.sum())
-    if scores.shape != (n_genes,) or not np.isfinite(scores).all():
-        raise OptionError(
-            f"channel scores must be {n_genes} finite numbers, one per gene, but got shape {scores.shape} with "
-            f"{int((~np.isfinite(scores)).sum())} that are not finite; check the criterion"
-        )
-    positions = positions_in_groups(scores[None], lattice)[0]
-    return 1 - (positions + 0.5) / np.repeat(lattice.sizes, lattice.sizes)
-
-
-def positions_in_groups(preference: FloatArray, lattice: Lattice) -> IntArray:
-    """Return each gene's place in its group by ``preference`` ``(n, n_genes)``, 0 = most preferred; ties in order."""
-    positions = np.empty(preference.shape, np.int64)
-    for start, size in zip(lattice.starts, lattice.sizes, strict=True):
-        block = slice(start, start + size)
-        order = np.argsort(-preference[:, block], axis=1, kind="stable")
-        np.put_along_axis(positions[:, block], order, np.arange(size)[None], axis=1)
-    return positions
 
 
 def with_counts(genomes: BoolArray, counts: IntArray, preference: FloatArray, lattice: Lattice) -> BoolArray:
@@ -235,8 +223,21 @@ def with_counts(genomes: BoolArray, counts: IntArray, preference: FloatArray, la
     return positions < np.repeat(counts, lattice.sizes, axis=1)
 
 
+def _alike(genes: IntArray, guide: Guide, lattice: Lattice, n_genes: int) -> FloatArray:
+    """Return, per row, how well each gene stands in for ``genes`` ``(n,)``; 1 where the guide does not know."""
+    weights = np.ones((len(genes), n_genes))
+    if guide.closeness:
+        groups = np.searchsorted(lattice.starts, genes, side="right") - 1
+        for row, (gene, group) in enumerate(zip(genes, groups, strict=True)):
+            if gene >= 0 and group in guide.closeness:
+                start = lattice.starts[group]
+                weights[row, start : start + lattice.sizes[group]] = guide.closeness[group][gene - start]
+    return weights
+
+
 def _pick(is_open: BoolArray, weights: FloatArray, rng: np.random.Generator) -> IntArray:
-    """Return, per row, one open column drawn in proportion to ``weights``; -1 where none is open."""
-    keys = np.where(is_open, rng.exponential(size=is_open.shape) / weights, np.inf)
+    """Return, per row, one open column drawn in proportion to ``weights``, positive where open; -1 where none is."""
+    keys = np.full(is_open.shape, np.inf)
+    np.divide(rng.exponential(size=is_open.shape), weights, out=keys, where=is_open)
     picked = keys.argmin(axis=1)
     return np.where(is_open.any(axis=1), picked, -1)

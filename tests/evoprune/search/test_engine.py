@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evoprune.search import BestIndividuals, Individual, LadderPlan, Search, SearchConfig, SearchState
+from evoprune.search import BestIndividuals, Individual, LadderPlan, Prior, Search, SearchConfig, SearchState
 from fitness.evaluation import Evaluation
 from search_spaces.errors import ExecutionError, ObjectiveValueError, OptionError, RunDirectoryError, UnknownNameError
 from search_spaces.genome import genome_digest
@@ -26,8 +26,19 @@ LADDERS = {
 
 
 def make_search(config: SearchConfig = CONFIG, seed: int = 5, **options: Any) -> Search:
-    scores = np.random.default_rng(3).random(tiny_space().n_genes)
-    return Search(tiny_space(), config, seed=seed, channel_scores=scores, **options)
+    return Search(tiny_space(), config, seed=seed, priors=make_priors(), **options)
+
+
+def make_priors() -> list[Prior]:
+    """A prior with an order, one with pairs, one with classes."""
+    rng, sizes = np.random.default_rng(3), tiny_space().lattice.sizes
+    pairs = {index: rng.random((size, size)) for index, size in enumerate(sizes)}
+    classes = rng.integers(-1, 4, int(sizes.sum()))
+    return [
+        Prior("order", rng.random(int(sizes.sum()))),
+        Prior("pairs", similarity=pairs),
+        Prior("classes", classes=classes),
+    ]
 
 
 def make_evaluator(**options: Any) -> CountingEvaluator:
@@ -200,17 +211,22 @@ def test_a_space_that_is_exhausted_ends_in_empty_requests() -> None:
 
 def test_immigrants_come_when_diversity_is_gone() -> None:
     always, never = (dataclasses.replace(CONFIG, min_diversity=d, immigrant_share=0.3) for d in (1.0, 0.0))
-    for config, expected in ((always, {2, 3}), (never, {0})):  # one that is known already does not come again
+    for config in (always, never):
         search = make_search(config)
         advance(search, make_evaluator(), 4)
-        assert set(search.logbook.select("n_immigrants")[2:]) <= expected
+        diversities = np.array(search.logbook.select("diversity"))
+        is_gone = diversities[:-1] < config.min_diversity * diversities[0]
+        n_immigrants = np.array(search.logbook.select("n_immigrants"))
+        assert is_gone.any() == (config is always)
+        np.testing.assert_array_equal(n_immigrants[1:] > 0, is_gone)
+        assert n_immigrants.max() <= 3  # one that is known already does not come again
         assert set(search.logbook.select("nevals")) == {10}
 
 
 def test_an_operator_can_be_replaced_and_added_by_name() -> None:
     calls: list[int] = []
 
-    def mutate_nothing(genomes: Any, *, rates: Any, rng: Any) -> Any:
+    def mutate_nothing(genomes: Any, *, rates: Any, rng: Any, guide: Any) -> Any:
         calls.append(len(genomes))
         return genomes
 

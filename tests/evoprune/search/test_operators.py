@@ -9,6 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evoprune.search.guides import (
+    UNGUIDED,
+    Guide,
+    Prior,
+    guide_of,
+    mutation_priors,
+    normalise_scores,
+    positions_in_groups,
+)
 from evoprune.search.operators import (
     binary_tournament,
     build_toolbox,
@@ -16,9 +25,6 @@ from evoprune.search.operators import (
     cross_two_point,
     cross_uniform,
     flip,
-    mutation_priors,
-    normalise_scores,
-    positions_in_groups,
     resize,
     swap,
     truncate,
@@ -68,9 +74,9 @@ def test_resize_stays_on_the_lattice_and_moves_the_least(
     case: tuple[BoolArray, Lattice, int], rate: float, with_scores: bool
 ) -> None:
     genomes, lattice, seed = case
-    scores = np.random.default_rng(seed).random(genomes.shape[1]) if with_scores else None
+    guide = Guide(order=np.random.default_rng(seed).random(genomes.shape[1]) if with_scores else None)
     rates = np.full(len(genomes), rate)
-    changed = resize(genomes, rates=rates, rng=np.random.default_rng(seed), lattice=lattice, scores=scores)
+    changed = resize(genomes, rates=rates, rng=np.random.default_rng(seed), lattice=lattice, guide=guide)
     counts = count_kept(changed, lattice)
     np.testing.assert_array_equal(lattice.floor(counts), counts)
     difference = np.abs(counts - count_kept(genomes, lattice)).sum(axis=1)
@@ -137,7 +143,7 @@ def test_priors_steer_flips_and_make_none_impossible() -> None:
     np.testing.assert_allclose(p_revive, [0.1, 0.5, 1.0])
     genomes = np.ones((20_000, 3), np.bool_)
     rng = np.random.default_rng(0)
-    changed = flip(genomes, rates=np.full(len(genomes), 0.2), rng=rng, p_drop=p_drop, p_revive=p_revive)
+    changed = flip(genomes, rates=np.full(len(genomes), 0.2), rng=rng, guide=Guide(p_drop=p_drop, p_revive=p_revive))
     np.testing.assert_allclose((~changed).mean(axis=0), 0.3 * p_drop / p_drop.sum(), atol=0.015)
 
 
@@ -176,17 +182,27 @@ def test_malformed_scores_are_refused(scores: FloatArray) -> None:
         normalise_scores(scores, make_lattice([4, 2]))
 
 
-@pytest.mark.parametrize("name", ["mutate_flip", "mutate_uniform_flip", "mutate_swap", "mutate_width"])
-@pytest.mark.parametrize("scores", [None, np.linspace(0, 1, 12)])
-def test_every_mutation_is_a_function_of_its_generator(name: str, scores: FloatArray | None) -> None:
-    lattice = make_lattice([5, 4, 3])
-    mutate: Callable[..., BoolArray] = getattr(build_toolbox(lattice, scores), name)
+PAIRS = Prior("pairs", similarity={0: np.eye(5) + 0.5, 2: np.eye(3)})
+CLASSES = Prior("classes", np.linspace(0, 1, 12), classes=np.repeat([0, 1, 2, -1], 3))
+GUIDES = {
+    "none": UNGUIDED,
+    "scores": guide_of(Prior("scores", np.linspace(0, 1, 12)), make_lattice([5, 4, 3])),
+    "pairs": guide_of(PAIRS, make_lattice([5, 4, 3])),
+    "classes": guide_of(CLASSES, make_lattice([5, 4, 3])),
+}
+
+
+@pytest.mark.parametrize("name", ["mutate_flip", "mutate_uniform_flip", "mutate_swap", "mutate_drop", "mutate_width"])
+@pytest.mark.parametrize("kind", GUIDES)
+def test_every_mutation_is_a_function_of_its_generator(name: str, kind: str) -> None:
+    lattice, guide = make_lattice([5, 4, 3]), GUIDES[kind]
+    mutate: Callable[..., BoolArray] = getattr(build_toolbox(lattice), name)
     genomes = np.random.default_rng(1).random((40, 12)) < 0.5
     original = genomes.copy()
     first, again, other = (
-        mutate(genomes, rates=np.full(40, 0.2), rng=np.random.default_rng(seed)) for seed in (3, 3, 4)
+        mutate(genomes, rates=np.full(40, 0.2), rng=np.random.default_rng(seed), guide=guide) for seed in (3, 3, 4)
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     np.testing.assert_array_equal(genomes, original)
-    assert mutate(genomes[:0], rates=np.empty(0), rng=np.random.default_rng(0)).shape == (0, 12)
+    assert mutate(genomes[:0], rates=np.empty(0), rng=np.random.default_rng(0), guide=guide).shape == (0, 12)

@@ -1,5 +1,7 @@
 """Every evaluated genome of a run, once per rung, in one SQLite file: the cache of the search and its history.
 
+Beside it, for whoever watches the run, one row per generation and where the search stands now.
+
 The file is written in write-ahead mode, one transaction per call, so that a process that is killed leaves every
 finished transaction readable and other processes can read while a run is live. It can be read without evoprune: genomes
 are bits packed from the highest bit, metrics are JSON.
@@ -11,7 +13,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +47,11 @@ CREATE TABLE evaluations (
 );
 CREATE INDEX evaluations_in_order ON evaluations (generation, rung, position);
 """
+#: Additions to version 1, made where they are missing.
+_COURSE_SCHEMA = """
+CREATE TABLE IF NOT EXISTS generations (generation INTEGER PRIMARY KEY, row TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS status (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL);
+"""
 _COLUMNS = "digest, rung, generation, position, genome, macs, n_params, objective, metrics, n_images, seconds, failure"
 
 
@@ -77,15 +84,23 @@ class EvaluationStore:
         n_genes: Genes of the search space; None when reading takes it from the file.
         space_fingerprint: Identity of the search space; checked against the file where both are known.
         read_only: Open for reading beside a live run.
+        timeout_s: How long to wait where another process holds the file.
 
     Raises:
         RunDirectoryError: The file is missing, damaged, not a store, of a newer version, or of another search space.
     """
 
     def __init__(
-        self, path: Path, n_genes: int | None = None, space_fingerprint: str | None = None, *, read_only: bool = False
+        self,
+        path: Path,
+        n_genes: int | None = None,
+        space_fingerprint: str | None = None,
+        *,
+        read_only: bool = False,
+        timeout_s: float = _BUSY_TIMEOUT_S,
     ) -> None:
         self.path = path
+        self._timeout_s = timeout_s
         self.read_only = read_only
         self._connection = self._connect()
         try:
@@ -98,6 +113,7 @@ class EvaluationStore:
                 # Not every file system can hold a write-ahead log; SQLite then keeps its rollback journal, as safe.
                 self._connection.execute("PRAGMA journal_mode = WAL").close()
                 self._connection.execute("PRAGMA synchronous = NORMAL").close()
+                self._connection.executescript(_COURSE_SCHEMA)
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise self._damaged(error) from error
@@ -156,11 +172,64 @@ class EvaluationStore:
 
     def count_by_rung(self) -> dict[str, int]:
         """Return the number of evaluations per rung."""
+        rows = self._rows("SELECT rung, count(*) FROM evaluations GROUP BY rung ORDER BY rung")
+        return {str(rung): int(n) for rung, n in rows}
+
+    def seconds_by_rung(self) -> dict[str, float]:
+        """Return the seconds that the evaluations of each rung took, added up over all workers."""
+        rows = self._rows("SELECT rung, sum(seconds) FROM evaluations GROUP BY rung")
+        return {str(rung): float(seconds) for rung, seconds in rows}
+
+    def put_course(self, status: Mapping[str, Any], row: Mapping[str, Any] | None = None) -> None:
+        """Replace where the search stands by ``status``, in one transaction with the ``row`` of a finished generation.
+
+        Args:
+            status: JSON values.
+            row: JSON values with ``gen``, the number of the generation.
+
+        Raises:
+            RunDirectoryError: The file cannot be written.
+        """
         try:
-            with closing(self._connection.execute("SELECT rung, count(*) FROM evaluations GROUP BY rung")) as cursor:
-                return {str(rung): int(n) for rung, n in cursor.fetchall()}
+            with self._connection:
+                self._connection.execute("INSERT OR REPLACE INTO status VALUES (1, ?)", (_as_json(status),)).close()
+                if row is not None:
+                    values = (int(row["gen"]), _as_json(row))
+                    self._connection.execute("INSERT OR REPLACE INTO generations VALUES (?, ?)", values).close()
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
+
+    def drop_generations_after(self, generation: int) -> None:
+        """Remove the rows of generations that a resumed search will make again.
+
+        Raises:
+            RunDirectoryError: The file cannot be written.
+        """
+        try:
+            with self._connection:
+                self._connection.execute("DELETE FROM generations WHERE generation > ?", (generation,)).close()
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
+
+    def status(self) -> dict[str, Any]:
+        """Return where the search stands; empty before it has begun."""
+        rows = self._rows("SELECT content FROM status") if self._has_course() else []
+        return dict(json.loads(rows[0][0])) if rows else {}
+
+    def generations(self) -> list[dict[str, Any]]:
+        """Return one row per finished generation, in order."""
+        if not self._has_course():
+            return []
+        return [dict(json.loads(row)) for (row,) in self._rows("SELECT row FROM generations ORDER BY generation")]
+
+    @contextmanager
+    def one_moment(self) -> Iterator[None]:
+        """Let everything read within come from the same moment, whatever another process writes meanwhile."""
+        self._connection.execute("BEGIN").close()
+        try:
+            yield
+        finally:
+            self._connection.rollback()
 
     def records(self, rung: str | None = None) -> Iterator[StoredEvaluation]:
         """Yield the evaluations (of one ``rung``) by generation, rung and position: the same order in equal runs."""
@@ -168,6 +237,17 @@ class EvaluationStore:
         order = "ORDER BY generation, rung, position, digest"
         sql = f"SELECT {_COLUMNS} FROM evaluations {where} {order}"  # noqa: S608 - literals only
         yield from self._select(sql, [] if rung is None else [rung])
+
+    def _has_course(self) -> bool:
+        """Return whether the file has what :meth:`put_course` writes; one of an older evoprune does not."""
+        return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = 'status'"))
+
+    def _rows(self, sql: str) -> list[Any]:
+        try:
+            with closing(self._connection.execute(sql)) as cursor:
+                return cursor.fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
 
     def _select(self, sql: str, values: Sequence[Any]) -> Iterator[StoredEvaluation]:
         try:
@@ -205,7 +285,7 @@ class EvaluationStore:
         mode = "ro" if self.read_only else "rwc"
         try:
             connection = sqlite3.connect(
-                f"{self.path.resolve().as_uri()}?mode={mode}", uri=True, timeout=_BUSY_TIMEOUT_S
+                f"{self.path.resolve().as_uri()}?mode={mode}", uri=True, timeout=self._timeout_s
             )
         except sqlite3.Error as error:
             raise self._damaged(error) from error
@@ -254,6 +334,14 @@ class EvaluationStore:
             f"the evaluation store {str(self.path)!r} cannot be used: {error}; if the disk is not full, the file is "
             "damaged or not a store: restore it from a copy, or start a new run"
         )
+
+
+def _as_json(value: Mapping[str, Any]) -> str:
+    """Return ``value`` as JSON, which has no word for infinity: None in its place."""
+    finite = {
+        name: None if isinstance(item, float) and not math.isfinite(item) else item for name, item in value.items()
+    }
+    return json.dumps(finite, allow_nan=False)
 
 
 def _to_row(record: StoredEvaluation) -> tuple[Any, ...]:

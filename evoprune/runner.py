@@ -25,6 +25,7 @@ from evoprune.callbacks import (
     SearchStarted,
 )
 from evoprune.checkpoint import CheckpointFolder
+from evoprune.course import CourseWriter
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
 from evoprune.execution.protocol import Executor
 from evoprune.run_directory import RunDirectory
@@ -93,7 +94,9 @@ class _Session:
         self._executor = executor
         self._store = store
         self._run_directory = run_directory
-        self._listeners = Listeners(callbacks, lambda message: run_directory.append_log("warning", message=message))
+        self._listeners = Listeners(
+            (CourseWriter(store), *callbacks), lambda message: run_directory.append_log("warning", message=message)
+        )
         self._rules = rules
         self._urgent_rules = rules.urgent_part()
         self._clock = clock

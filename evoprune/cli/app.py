@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evoprune.cli import list_command, network_commands, search_commands
+from evoprune.cli import list_command, network_commands, search_commands, watch_command
 
 app = typer.Typer(
     name="evoprune",
@@ -21,6 +21,7 @@ app = typer.Typer(
 for command in (
     search_commands.search,
     search_commands.resume,
+    watch_command.watch,
     network_commands.inspect,
     network_commands.evaluate,
     network_commands.finetune,

@@ -1,0 +1,243 @@
+"""Where a run stands: written into the evaluation store while it runs, read from there by whoever watches.
+
+Reading needs SQLite alone, takes no lock that a search would wait for, and is safe at any moment.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from evoprune.callbacks import Callback, EvaluationsFinished, GenerationFinished, SearchOutcome, SearchStarted
+from evoprune.evaluation_store import EvaluationStore
+from evoprune.run_directory import RunDirectory
+from search_spaces.errors import OptionError
+
+_READ_TIMEOUT_S = 5.0
+LEAST_INTERVAL_S = 0.1
+#: Why a run is not going on. ``killed``: its process is gone without a word.
+ENDED = ("finished", "interrupted", "failed", "killed")
+
+
+class CourseWriter(Callback):
+    """Keeps the course of a search in its evaluation store.
+
+    Args:
+        store: Where to; open for writing.
+        now: Seconds since 1970.
+    """
+
+    def __init__(self, store: EvaluationStore, now: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._now = now
+        self._status: dict[str, Any] = {}
+
+    def on_start(self, event: SearchStarted) -> None:
+        """Write sizes, and which process runs the search."""
+        self._store.drop_generations_after(event.generation)
+        self._status = self._store.status() if event.generation >= 0 else {}
+        self._write(
+            status="running",
+            reason="",
+            pid=os.getpid(),
+            host=platform.node(),
+            n_generations=event.n_generations,
+            population_size=event.population_size,
+            n_workers=event.n_workers,
+            generation=event.generation,
+            elapsed_s=event.elapsed_s,
+        )
+
+    def on_evaluations(self, event: EvaluationsFinished) -> None:
+        """Write how far the request is."""
+        self._write(
+            rung=event.rung,
+            role=event.role,
+            n_done=event.n_done,
+            n_requested=event.n_requested,
+            n_evaluations=event.n_evaluations,
+            n_cached=event.n_cached,
+            elapsed_s=event.elapsed_s,
+        )
+
+    def on_generation(self, event: GenerationFinished) -> None:
+        """Write the row of the generation."""
+        row = {**event.row, "gen": event.generation, "n_evaluations": event.n_evaluations, "elapsed_s": event.elapsed_s}
+        self._write(
+            row,
+            generation=event.generation,
+            best_objective=event.best.objective,
+            best_rung=event.best.rung,
+            best_digest=event.best.digest,
+            n_evaluations=event.n_evaluations,
+            n_cached=event.n_cached,
+            elapsed_s=event.elapsed_s,
+        )
+
+    def on_end(self, outcome: SearchOutcome) -> None:
+        """Write how the session ended."""
+        self._write(status=outcome.status, reason=outcome.reason, elapsed_s=outcome.elapsed_s)
+
+    def on_failure(self, message: str) -> None:
+        """Write the error."""
+        self._write(status="failed", reason=message)
+
+    def _write(self, row: Mapping[str, Any] | None = None, **changes: Any) -> None:
+        self._status |= {**changes, "updated_at": self._now()}
+        self._store.put_course(self._status, row)
+
+
+@dataclass(frozen=True)
+class RungFigures:
+    """The evaluations of one rung: how many, and the seconds they took, added up over all workers."""
+
+    n_evaluations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunSnapshot:
+    """Where a run stands.
+
+    Attributes:
+        run: The run directory.
+        status: ``preparing`` before the first request, ``running``, or one of :data:`ENDED`.
+        reason: Why it ended.
+        generation: The last finished generation; -1 before the first.
+        n_generations: The last planned one; None where that is not known yet.
+        n_workers: Genomes evaluated at the same time.
+        rung: Rung of the request in the making.
+        role: ``screen``, ``judge`` or ``elite``.
+        n_done: Genomes of that request that are done.
+        n_requested: Genomes of that request.
+        n_evaluations: Evaluations of the whole run.
+        n_cached: Requested evaluations that an earlier generation had made.
+        rungs: Evaluations by rung.
+        best_objective: The best one so far; None before generation 0 is judged.
+        best_rung: The rung that it is a number of.
+        best_digest: Identity of the best genome.
+        generations: One row per finished generation, as in ``log.jsonl``.
+        elapsed_s: Seconds of work, those since the last sign of life of a running search included.
+        silent_s: Seconds since that sign.
+    """
+
+    run: str
+    status: str
+    reason: str = ""
+    generation: int = -1
+    n_generations: int | None = None
+    n_workers: int = 0
+    rung: str = ""
+    role: str = ""
+    n_done: int = 0
+    n_requested: int = 0
+    n_evaluations: int = 0
+    n_cached: int = 0
+    rungs: Mapping[str, RungFigures] | None = None
+    best_objective: float | None = None
+    best_rung: str = ""
+    best_digest: str = ""
+    generations: tuple[Mapping[str, Any], ...] = ()
+    elapsed_s: float = 0.0
+    silent_s: float = 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run is not going on."""
+        return self.status in ENDED
+
+    @property
+    def history(self) -> list[float]:
+        """The best objective of the judge rung after each generation that has one."""
+        return [float(row["best"]) for row in self.generations if row.get("best") is not None]
+
+    @property
+    def evaluations_per_second(self) -> float:
+        """Evaluations of the whole run per second of work; 0 before the first."""
+        return self.n_evaluations / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the snapshot as JSON values."""
+        rungs = {
+            name: {**asdict(figures), "per_second": figures.n_evaluations / self.elapsed_s if self.elapsed_s else 0.0}
+            for name, figures in (self.rungs or {}).items()
+        }
+        return {**asdict(self), "rungs": rungs, "evaluations_per_second": self.evaluations_per_second}
+
+
+def read_snapshot(run: str | Path, *, now: Callable[[], float] = time.time) -> RunSnapshot:
+    """Return where the run in the directory ``run`` stands.
+
+    Args:
+        run: A run directory, live or not; only its ``config.json`` and its evaluation store are looked at.
+        now: Seconds since 1970.
+
+    Raises:
+        RunDirectoryError: ``run`` is no run directory, or its store is damaged.
+    """
+    directory = RunDirectory.open_existing(Path(run))
+    if not directory.evaluations_path.is_file():
+        return RunSnapshot(str(directory.path), "preparing")
+    with (
+        EvaluationStore(directory.evaluations_path, read_only=True, timeout_s=_READ_TIMEOUT_S) as store,
+        store.one_moment(),
+    ):
+        content, generations = store.status(), tuple(store.generations())
+        seconds = store.seconds_by_rung()
+        rungs = {rung: RungFigures(n, seconds[rung]) for rung, n in store.count_by_rung().items()}
+    if not content:
+        return RunSnapshot(str(directory.path), "preparing", rungs=rungs)
+    silent_s = max(now() - float(content.pop("updated_at")), 0.0)
+    pid, host = int(content.pop("pid", 0)), content.pop("host", "")
+    if content.get("status") == "running":
+        if host == platform.node() and not _is_alive(pid):
+            content |= {"status": "killed", "reason": "its process is gone"}
+        else:
+            content["elapsed_s"] += silent_s
+    known = {name: value for name, value in content.items() if name in RunSnapshot.__dataclass_fields__}
+    return RunSnapshot(
+        **{"status": "preparing", **known, "run": str(directory.path)},
+        rungs=rungs,
+        generations=generations,
+        silent_s=silent_s,
+    )
+
+
+def follow(
+    run: str | Path, *, interval_s: float = 1.0, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[RunSnapshot]:
+    """Yield where ``run`` stands every ``interval_s`` seconds; the last snapshot is that of a run that has ended.
+
+    Raises:
+        OptionError: ``interval_s`` is too short.
+        RunDirectoryError: As :func:`read_snapshot`.
+    """
+    if not LEAST_INTERVAL_S <= interval_s < float("inf"):
+        raise OptionError(
+            f"`{LEAST_INTERVAL_S:g} <= interval` must hold for the seconds between two looks at a run, but got "
+            f"{interval_s:g}; leave it out for one second"
+        )
+    while True:
+        snapshot = read_snapshot(run)
+        yield snapshot
+        if snapshot.has_ended:
+            return
+        sleep(interval_s)
+
+
+def _is_alive(pid: int) -> bool:
+    """Return whether a process of this machine has the number ``pid``; True where that cannot be asked harmlessly."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True

@@ -7,12 +7,20 @@ from evoprune.artefact import load
 from evoprune.callbacks import Callback
 from evoprune.exporting import export
 from evoprune.result import SearchResult
+from evoprune.search import EvaluationRequest, LadderPlan, Search, SearchConfig, SearchState
+from fitness.evaluation import Evaluation
 from search_spaces.errors import EvoPruneError
 
 __all__ = [
     "Callback",
+    "Evaluation",
+    "EvaluationRequest",
     "EvoPruneError",
+    "LadderPlan",
+    "Search",
+    "SearchConfig",
     "SearchResult",
+    "SearchState",
     "evaluate",
     "export",
     "finetune",

@@ -23,7 +23,7 @@ from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, res
 from evoprune.result import ObjectiveFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.runner import run_search
-from evoprune.search import LadderPlan, Prior, SearchConfig, make_generator
+from evoprune.search import LadderPlan, Prior, SearchConfig, Strategy, make_generator
 from evoprune.search_progress import SearchProgress
 from fitness.data import ImageData
 from fitness.network import NETWORK_RUNG
@@ -52,17 +52,9 @@ def run_session(
     """
     started = time.perf_counter()
     space = preparation.space
-    config = SearchConfig(
-        budgets={options.metric: preparation.budget},
-        ladder=LadderPlan(judge=NETWORK_RUNG),
-        population_size=options.population_size,
-        n_generations=options.n_generations,
-    )
     with run.locked():
         observer.on_stage("preparing the evaluation", None)
-        prior, seeds = _knowledge(options, preparation, config.population_size // 2)
-        task = SearchTask(space, config, options, channel_scores=prior.scores, seeds=seeds, priors=(prior,))
-        search = MODES[options.mode].build(task)
+        search = make_search(options, preparation)
         with (
             EvaluationStore(run.evaluations_path, space.n_genes, space.fingerprint) as store,
             contextlib.closing(make_executor(options, preparation)) as executor,
@@ -80,6 +72,19 @@ def run_session(
         result = _result(run, options, preparation, outcome, accuracies, n_failed=n_failed, wall_s=wall_s)
         write_json(run.result_path, result.to_json())
     return result
+
+
+def make_search(options: SearchOptions, preparation: Preparation) -> Strategy:
+    """Return the search of the mode, with all that is known before the first evaluation."""
+    config = SearchConfig(
+        budgets={options.metric: preparation.budget},
+        ladder=LadderPlan(judge=NETWORK_RUNG),
+        population_size=options.population_size,
+        n_generations=options.n_generations,
+    )
+    prior, seeds = _knowledge(options, preparation, config.population_size // 2)
+    task = SearchTask(preparation.space, config, options, channel_scores=prior.scores, seeds=seeds, priors=(prior,))
+    return MODES[options.mode].build(task)
 
 
 def recipe_of(options: SearchOptions, preparation: Preparation) -> EvaluatorRecipe:

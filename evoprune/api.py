@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def search(
     model: str | nn.Module = "vgg16",
     data: str | ImageData = "digits",
     *,
-    budget: str | float = "0.3",
+    budget: str | float | Sequence[str] | Mapping[str, str | float] = "0.3",
     out: str | Path | None = None,
     observer: Observer | None = None,
     callbacks: Sequence[Callback] = (),
@@ -42,7 +42,8 @@ def search(
     Args:
         model: A name that ``evoprune list models`` shows, or a trained network, which is not changed.
         data: A name that ``evoprune list data`` shows, or images.
-        budget: A share of the dense cost (``0.3``, ``"30%"``) or a cost (``"62M"``); never exceeded.
+        budget: A share of the dense cost (``0.3``, ``"30%"``) or a cost (``"62M"``), of MACs or of the ``metric`` given
+            with the options; or several by metric (``{"macs": 0.5, "params": "1M"}``). None is ever exceeded.
         out: The run directory; by default ``runs/<model>-<data>-<seed>``, with a number where that exists.
         observer: Hears of progress, and may stop the run.
         callbacks: Hear of every chunk of evaluations and every generation.

@@ -46,7 +46,7 @@ def uniform_l1_genome(model: nn.Module, space: SearchSpace, budgets: Mapping[str
     Args:
         model: The dense network.
         space: Its search space.
-        budgets: ``macs`` or ``params`` as shares in (0, 1] of the dense cost.
+        budgets: Shares in (0, 1] of the dense costs by metric; all hold.
         seed: Master seed; breaks ties.
 
     Raises:

@@ -96,8 +96,7 @@ def fitness_options(options: SearchOptions, preparation: Preparation) -> Fitness
 
 def baseline_genome(options: SearchOptions, preparation: Preparation) -> BoolArray:
     """Return the uniform-L1 genome ``(n_genes,)`` at the budget of the run."""
-    budgets: dict[str, float] = {options.metric: preparation.budget}
-    return uniform_l1_genome(preparation.dense.model, preparation.space, budgets, options.seed)
+    return uniform_l1_genome(preparation.dense.model, preparation.space, preparation.budgets, options.seed)
 
 
 def test_accuracy(network: nn.Module, preparation: Preparation) -> float:
@@ -112,26 +111,36 @@ def test_accuracy(network: nn.Module, preparation: Preparation) -> float:
 test_accuracy.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest takes from its name
 
 
-def write_front(run: RunDirectory, store: EvaluationStore, rung: str, metric: str) -> None:
-    """Write the genomes that no other beats in both cost and objective to ``front.csv``, cheapest first."""
+def write_front(run: RunDirectory, store: EvaluationStore, rung: str, preparation: Preparation) -> None:
+    """Write the genomes that no other beats in both cost and objective to ``front.csv``, cheapest first.
+
+    The cost is that of the first budget. Costs that are neither MACs nor parameters have a column of their own.
+    """
     records = [record for record in store.records(rung) if np.isfinite(record.evaluation.objective)]
+    genomes = np.array([record.genome for record in records], np.bool_).reshape(-1, preparation.space.n_genes)
+    metrics = list(preparation.budgets)
+    costs = {metric: preparation.space.cost(metric, genomes).tolist() for metric in metrics}
+    further = [metric for metric in metrics if metric not in ("macs", "params")]
+    headings = [metric.replace("-", "_") for metric in further]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["macs", "n_params", "objective", "rung", "generation", "genome_digest"])
-    for record in _non_dominated(records, metric):
-        evaluation = record.evaluation
-        writer.writerow(
-            [record.macs, record.n_params, repr(evaluation.objective), rung, record.generation, evaluation.digest]
-        )
+    writer.writerow(["macs", "n_params", *headings, "objective", "rung", "generation", "genome_digest"])
+    for index in _non_dominated(records, costs[metrics[0]]):
+        record, evaluation = records[index], records[index].evaluation
+        own = [costs[metric][index] for metric in further]
+        objective = repr(evaluation.objective)
+        writer.writerow([record.macs, record.n_params, *own, objective, rung, record.generation, evaluation.digest])
     write_atomically(run.front_path, text.getvalue().encode())
 
 
-def _non_dominated(records: Sequence[StoredEvaluation], metric: str) -> list[StoredEvaluation]:
-    def cost(record: StoredEvaluation) -> int:
-        return record.macs if metric == "macs" else record.n_params
+def _non_dominated(records: Sequence[StoredEvaluation], costs: Sequence[int]) -> list[int]:
+    """Return the indices of the records that no other beats in both cost and objective, cheapest first."""
 
-    front: list[StoredEvaluation] = []
-    for record in sorted(records, key=lambda r: (cost(r), r.evaluation.objective, r.evaluation.digest)):
-        if not front or record.evaluation.objective < front[-1].evaluation.objective:
-            front.append(record)
+    def key(index: int) -> tuple[int, float, str]:
+        return costs[index], records[index].evaluation.objective, records[index].evaluation.digest
+
+    front: list[int] = []
+    for index in sorted(range(len(records)), key=key):
+        if not front or records[index].evaluation.objective < records[front[-1]].evaluation.objective:
+            front.append(index)
     return front

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from evoprune.budget import parse_budget
+from evoprune.budget import METRICS, parse_budgets
 from evoprune.finetuning import FinetuningRecipe
 from evoprune.modes import MODES
 from fitness.data import DATA
 from fitness.options import FitnessOptions
 from search_spaces.errors import OptionError, UnknownNameError
 
-Metric = Literal["macs", "params"]
 FITNESS = FitnessOptions()
 FINETUNING = FinetuningRecipe()
 _N_SEED_BITS = 32
@@ -66,8 +65,13 @@ class NetworkOptions(Options):
 class SearchOptions(NetworkOptions):
     """Everything that decides the outcome of a search, and where it runs."""
 
-    budget: Annotated[str, Field(description='a share ("0.3", "30%") or an absolute cost ("62M")')] = "0.3"
-    metric: Annotated[Metric, Field(description="what the budget counts")] = "macs"
+    budget: Annotated[
+        tuple[str, ...],
+        Field(strict=False, description='shares ("0.3", "30%") or absolute costs ("62M"), by metric ("params=0.4")'),
+    ] = ("0.3",)
+    metric: Annotated[str | None, Field(description="what a budget counts that names no metric; macs by default")] = (
+        None
+    )
     mode: Annotated[str, Field(description="a name of `evoprune list modes`")] = "global"
     seed: Annotated[int, Field(ge=0, lt=2**63, description="the master seed")]
     population_size: Annotated[int, Field(ge=4, description="individuals per generation")] = 16
@@ -94,13 +98,8 @@ class SearchOptions(NetworkOptions):
 
     @field_validator("budget", mode="before")
     @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-    @field_validator("budget")
-    @classmethod
-    def _well_formed(cls, value: str) -> str:
-        return parse_budget(value).text
+    def _as_texts(cls, value: Any) -> Any:
+        return budget_texts(value)
 
     def fitness_options(self, *, is_trained_here: bool) -> FitnessOptions:
         """Return how candidates are judged.
@@ -167,13 +166,30 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
     # These have errors of their own kind, which a validation error would hide.
     if isinstance(mode := given.get("mode", "global"), str) and mode not in MODES:
         raise UnknownNameError("mode", mode, MODES)
-    if "budget" in given and not isinstance(given["budget"], bool):
-        parse_budget(given["budget"])
+    metric = given.get("metric")
+    if isinstance(metric, str) and metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
+    texts = budget_texts(given.get("budget"))
+    if isinstance(texts, tuple) and isinstance(metric, str | None):
+        parse_budgets(texts, metric)
     try:
         return kind.model_validate(given)
     except ValidationError as error:
         problems = [_described(kind, problem) for problem in error.errors(include_url=False)]
         raise OptionError("; ".join(dict.fromkeys(problems))) from None
+
+
+def budget_texts(budget: Any) -> Any:
+    """Return one or several budgets as a tuple of texts: from a text, a number, a list of them, or a mapping by metric.
+
+    Anything else comes back as it is, for the validation to refuse.
+    """
+    if isinstance(budget, Mapping):
+        return tuple(f"{metric}={value}" for metric, value in budget.items())
+    values = tuple(budget) if isinstance(budget, Sequence) and not isinstance(budget, str | bytes) else (budget,)
+    if any(isinstance(value, bool) or not isinstance(value, str | int | float) for value in values):
+        return budget
+    return tuple(str(value).strip() for value in values)
 
 
 def with_absolute_paths(options: SearchOptions) -> SearchOptions:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from evoprune.artefact import ModelRecord, SpaceRecord
-from evoprune.budget import check_reachable, parse_budget
+from evoprune.budget import Budgets, check_reachable, parse_budgets
 from evoprune.interruption import stop_if_asked
 from evoprune.observer import Observer
 from evoprune.options import NetworkOptions, SearchOptions
@@ -63,7 +63,7 @@ class Preparation:
         space: What of the network may be removed.
         space_record: How the space was traced.
         device: Where candidates are evaluated.
-        budget: Share in (0, 1] of the dense cost; 1 where no budget was asked for.
+        budgets: Shares in (0, 1] of the dense costs by metric; empty where no budget was asked for.
         hashes: Content hashes that a resumed run must find again.
     """
 
@@ -72,7 +72,7 @@ class Preparation:
     space: SearchSpace
     space_record: SpaceRecord
     device: torch.device
-    budget: float = 1.0
+    budgets: Budgets = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
 
 
@@ -90,7 +90,7 @@ def prepare(
     The cheap checks come first: a budget that cannot be reached is refused before anything is trained.
 
     Args:
-        options: Resolved options; a :class:`SearchOptions` has its budget checked against the reachable range.
+        options: Resolved options; a :class:`SearchOptions` has its budgets checked against the reachable range.
         observer: Hears of stages, and may stop a training.
         model: The dense network, where it was given as an object.
         data: The images, where they were given as an object.
@@ -123,13 +123,13 @@ def prepare(
             "a search needs at least one group whose channels may be removed, but all are frozen; "
             "`evoprune inspect` says why, fewer `--protect` patterns may help"
         )
-    budget = check_budget(options, space) if isinstance(options, SearchOptions) else 1.0
+    budgets = check_budgets(options, space) if isinstance(options, SearchOptions) else {}
     source = GIVEN if model is not None else TRAINED if options.weights is None else str(options.weights)
     if source == TRAINED and dense_weights is None:
         network = _train(options, data, device, observer)
     dense = _describe(network, options, data, source, is_object=model is not None)
     hashes = {"weights": dense.record.weights_hash, "data": data.content_hash, "space": space.fingerprint}
-    return Preparation(dense, data, space, space_record, device, budget, hashes)
+    return Preparation(dense, data, space, space_record, device, budgets, hashes)
 
 
 def trace_network(
@@ -145,18 +145,19 @@ def trace_network(
     return _space_record(options).trace(network, shape), shape
 
 
-def check_budget(options: SearchOptions, space: SearchSpace) -> float:
-    """Return the budget as a share of the dense cost.
+def check_budgets(options: SearchOptions, space: SearchSpace) -> dict[str, float]:
+    """Return the budgets as shares of the dense costs, by metric.
 
     Raises:
-        BudgetError: It cannot be reached.
+        BudgetError: One cannot be reached.
     """
-    is_macs = options.metric == "macs"
-    cost_dense = space.macs_dense if is_macs else space.n_params_dense
-    cost_range = space.macs_range if is_macs else space.n_params_range
-    fraction = parse_budget(options.budget).as_fraction(cost_dense, options.metric)
-    check_reachable(fraction, cost_dense, cost_range, options.metric)
-    return fraction
+    fractions = {}
+    for budget in parse_budgets(options.budget, options.metric):
+        cost_range = space.cost_range(budget.metric)
+        fraction = budget.as_fraction(cost_range[1])
+        check_reachable(fraction, cost_range[1], cost_range, budget.metric)
+        fractions[budget.metric] = fraction
+    return fractions
 
 
 def resolve_device(name: str) -> torch.device:

@@ -24,6 +24,28 @@ class ObjectiveFigures(_Figures):
     n_images: int
 
 
+class BudgetFigures(_Figures):
+    """One budget of a search, and what became of it.
+
+    Attributes:
+        metric: What it counts: a name of ``evoprune.budget.METRICS``.
+        unit: In which the costs are given.
+        budget: The budget as a share of the dense cost.
+        limit: The budget in whole units, rounded down.
+        cost: Of the small network; at most ``limit``.
+        cost_dense: Of the dense network.
+        baseline_uniform_l1_cost: Of the network of largest L1 norm, which keeps the same budgets.
+    """
+
+    metric: str
+    unit: str
+    budget: float
+    limit: int
+    cost: int
+    cost_dense: int
+    baseline_uniform_l1_cost: int
+
+
 class SearchResult(_Figures):
     """The figures of a finished search; accuracies are fractions, read once on the test set after the search.
 
@@ -34,8 +56,7 @@ class SearchResult(_Figures):
         weights: Where the dense weights came from: the path of a file, ``trained`` or ``given``.
         seed: Master seed.
         mode: How the space was searched.
-        metric: What the budget counts.
-        budget: The budget as a share of the dense cost.
+        budgets: What the small network was allowed to cost, and costs; all of them hold.
         genome_digest: Identity of the mask.
         macs: Multiply-adds per image of the small network.
         macs_dense: Of the dense network.
@@ -68,8 +89,7 @@ class SearchResult(_Figures):
     weights: str
     seed: int
     mode: str
-    metric: str
-    budget: float
+    budgets: tuple[BudgetFigures, ...]
     genome_digest: str
     macs: int
     macs_dense: int

@@ -20,7 +20,7 @@ from evoprune.modes import MODES, SearchTask
 from evoprune.observer import Observer
 from evoprune.options import SearchOptions, resolve_options
 from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
-from evoprune.result import ObjectiveFigures, SearchResult
+from evoprune.result import BudgetFigures, ObjectiveFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.runner import run_search
 from evoprune.search import LadderPlan, Prior, SearchConfig, Strategy, make_generator
@@ -65,7 +65,7 @@ def run_session(
             search_ended = time.perf_counter()
             if outcome.status == "interrupted":
                 raise InterruptedRunError(run.path, _progress_of(outcome))
-            write_front(run, store, NETWORK_RUNG, options.metric)
+            write_front(run, store, NETWORK_RUNG, preparation)
             n_failed = sum(bool(record.evaluation.failure) for record in store.records())
         accuracies = finish(run, options, preparation, outcome, observer)
         wall_s = outcome.elapsed_s + (search_started - started) + (time.perf_counter() - search_ended)
@@ -77,7 +77,7 @@ def run_session(
 def make_search(options: SearchOptions, preparation: Preparation) -> Strategy:
     """Return the search of the mode, with all that is known before the first evaluation."""
     config = SearchConfig(
-        budgets={options.metric: preparation.budget},
+        budgets=preparation.budgets,
         ladder=LadderPlan(judge=NETWORK_RUNG),
         population_size=options.population_size,
         n_generations=options.n_generations,
@@ -108,7 +108,7 @@ def _knowledge(options: SearchOptions, preparation: Preparation, n_seeds: int) -
             recipe_of(options, preparation),
             rng=make_generator(options.seed, "knowledge"),
             n_seeds=n_seeds,
-            **{f"{options.metric}_budget": preparation.budget},
+            budgets=preparation.budgets,
         )
     return Prior("two-step", knowledge.scores), knowledge.seeds
 
@@ -210,8 +210,7 @@ def _result(
         weights=preparation.dense.source,
         seed=options.seed,
         mode=options.mode,
-        metric=options.metric,
-        budget=preparation.budget,
+        budgets=tuple(_budget_figures(metric, preparation, best, baseline) for metric in preparation.budgets),
         genome_digest=outcome.best.digest,
         macs=int(space.macs(best)[0]),
         macs_dense=space.macs_dense,
@@ -238,6 +237,20 @@ def _result(
         precision="bf16" if is_bfloat16 else "fp32",
         workers=options.workers,
         **accuracies,
+    )
+
+
+def _budget_figures(metric: str, preparation: Preparation, best: BoolArray, baseline: BoolArray) -> BudgetFigures:
+    space, share = preparation.space, preparation.budgets[metric]
+    cost_dense = space.cost_range(metric)[1]
+    return BudgetFigures(
+        metric=metric,
+        unit=space.costs[metric].unit,
+        budget=share,
+        limit=int(share * cost_dense),
+        cost=int(space.cost(metric, best)[0]),
+        cost_dense=cost_dense,
+        baseline_uniform_l1_cost=int(space.cost(metric, baseline)[0]),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +39,7 @@ def two_step_knowledge(
     *,
     rng: np.random.Generator,
     n_seeds: int,
-    macs_budget: float | None = None,
-    params_budget: float | None = None,
+    budgets: Mapping[str, float],
 ) -> Knowledge:
     """Return scores and seeds from greedy elimination on E2 (PAPERS: the GA two-step method, our reading).
 
@@ -49,13 +49,12 @@ def two_step_knowledge(
         recipe: Gives the network and the calibration images.
         rng: Varies the seeds behind the first ones.
         n_seeds: Genomes wanted.
-        macs_budget: As for :meth:`SearchSpace.repair`.
-        params_budget: Likewise.
+        budgets: As for :meth:`SearchSpace.repair`.
     """
     options = StatisticsOptions(max_bytes=_MAX_BYTES)
     two_step = cached_two_step(recipe.program(), recipe.calibration_inputs(), options)
     scores = two_step.scores()
-    seeds = width_seeds(recipe.space, scores, rng=rng, n=n_seeds, macs_budget=macs_budget, params_budget=params_budget)
+    seeds = width_seeds(recipe.space, scores, rng=rng, n=n_seeds, budgets=budgets)
     return Knowledge(scores, seeds)
 
 
@@ -65,8 +64,7 @@ def width_seeds(
     *,
     rng: np.random.Generator,
     n: int,
-    macs_budget: float | None = None,
-    params_budget: float | None = None,
+    budgets: Mapping[str, float],
 ) -> BoolArray:
     """Return ``n`` genomes ``(n, n_genes)`` that drop the genes of least score per cost.
 
@@ -77,8 +75,7 @@ def width_seeds(
         scores: ``(n_genes,)`` non-negative.
         rng: Source of the variation.
         n: Genomes wanted.
-        macs_budget: As for :meth:`SearchSpace.repair`.
-        params_budget: Likewise.
+        budgets: As for :meth:`SearchSpace.repair`.
     """
     exponents = np.array([_EXPONENTS[i % len(_EXPONENTS)] for i in range(n)])
     noise = rng.normal(0.0, _GROUP_NOISE, (n, len(space.groups)))
@@ -86,4 +83,4 @@ def width_seeds(
     sizes = [group.size for group in space.groups]
     wanted = np.maximum(scores, 1e-12)[None] ** exponents[:, None] * np.exp(np.repeat(noise, sizes, axis=1))
     wanted[:, space.n_genes - len(space.blocks) :] = wanted.max(initial=1.0) * 1e9  # blocks stay: no error is known
-    return space.repair(space.all_ones(n), rng=rng, macs_budget=macs_budget, params_budget=params_budget, scores=wanted)
+    return space.repair(space.all_ones(n), rng=rng, budgets=budgets, scores=wanted)

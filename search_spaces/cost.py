@@ -1,7 +1,8 @@
 """Costs of whole populations in closed form: sums of products of two linear forms of the genes.
 
-A layer's MACs are ``positions * n_out * n_in`` and a parameter's size is ``rest * n_0 * n_1``, where each count is
-linear in the genome. Since all genes of a group weigh the same, only the kept *counts per group* matter.
+A layer's MACs are ``positions * n_out * n_in``, a parameter's size is ``rest * n_0 * n_1`` and a layer's output takes
+``places * n_out`` elements, where each count is linear in the genome. Since all genes of a group weigh the same, only
+the kept *counts per group* matter.
 """
 
 from __future__ import annotations
@@ -9,12 +10,42 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.groups import KEPT, Genes
 from search_spaces.provenance import LayerRecord
+
+#: Activations are counted as float32, whatever the type that a device computes in.
+BYTES_PER_ACTIVATION = 4
+
+
+class Cost(Protocol):
+    """What networks cost, as a function of how many genes of each group they keep.
+
+    Costs are whole numbers, so that sums and differences are exact, and never fall when a count rises.
+    """
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+
+    def __call__(self, counts: IntArray) -> IntArray:
+        """Return the cost ``(n,)`` for kept ``counts`` ``(n, n_groups)``."""
+
+    def marginals(self, counts: IntArray, steps: IntArray) -> FloatArray:
+        """Return by how much the cost rises, ``(n, n_groups)``, when each group alone gains ``steps`` genes."""
+
+    def gene_prices(self, sizes: IntArray, least: IntArray, steps: IntArray) -> FloatArray:
+        """Return what one gene of each group costs in the dense network, ``(n_groups,)``; no price is negative.
+
+        Args:
+            sizes: ``(n_groups,)`` genes per group.
+            least: ``(n_groups,)`` fewest genes that stay.
+            steps: ``(n_groups,)`` genes that come and go together.
+        """
 
 
 @dataclass(frozen=True)
@@ -70,7 +101,7 @@ class ProductCost:
         right: ``(n_terms,)`` likewise.
         block: ``(n_terms,)`` index of the group whose single gene switches the term, or -1.
         constant: What no genome changes.
-        unit: ``macs`` or ``parameters``.
+        unit: ``macs``, ``parameters`` or ``bytes``.
     """
 
     forms: CountForms
@@ -132,6 +163,11 @@ class ProductCost:
             rise[:, group] += gains[:, group] * part.value(inside)
         return rise
 
+    def gene_prices(self, sizes: IntArray, least: IntArray, steps: IntArray) -> FloatArray:  # noqa: ARG002 - protocol
+        """Return the cost that falls with the first step away from the dense network, per gene; ``(n_groups,)``."""
+        n_dropped = np.minimum(steps, sizes)
+        return np.asarray(self.marginals(sizes[None], -n_dropped)[0] / -n_dropped)
+
     def group_share(self, counts: IntArray) -> FloatArray:
         """Return the share of the cost ``(n_groups,)`` that lies in terms which read or make a group's channels."""
         forms = self.forms(counts[None])[0]
@@ -185,27 +221,51 @@ class _FormTable:
         return CountForms(np.stack(self.rows, axis=1), np.array(self.constants))
 
 
+@dataclass(frozen=True)
+class Costs:
+    """The costs of one network that need no measurement.
+
+    Attributes:
+        macs: Multiply-adds of one sample.
+        params: Parameters.
+        activation_bytes: Bytes of the outputs of all convolutions and linear layers for one sample in float32.
+        sides: ``(n_layers, 3)`` form of the kept slices of each layer's weight along its first and its second axis, and
+            the block group that removes the layer, or -1.
+    """
+
+    macs: ProductCost
+    params: ProductCost
+    activation_bytes: ProductCost
+    sides: IntArray
+
+
 def build_costs(
     genes: Genes,
     layers: tuple[LayerRecord, ...],
     parameter_shapes: Mapping[str, tuple[int, ...]],
+    output_sizes: Mapping[str, int],
     macs_dense: int | None,
     block_of_tensor: Mapping[str, int],
-) -> tuple[ProductCost, ProductCost]:
-    """Return the MACs and the parameter count of a network as functions of a genome.
+) -> Costs:
+    """Return MACs, parameters and activations of a network as functions of a genome.
 
     One MAC is one multiply-add of a convolution, linear layer or matrix product; biases, norms and activations are
-    free.
+    free. Activations are what convolutions and linear layers write, counted once per call (Radosavovic 2020, Designing
+    network design spaces, Sec. 3.3, there without the linear layers); what norms, non-linearities and sums write has
+    the shape of one of these and may share its memory, and is not counted.
 
     Args:
         genes: Genes and groups.
         layers: Every convolution and linear call.
         parameter_shapes: Shapes of all parameters (buffers excluded) by qualified name.
+        output_sizes: Elements that each call writes for one sample of the dense network, by the operation's name.
         macs_dense: Independent count for the dense network; what the layers do not explain becomes a constant.
         block_of_tensor: Group index of the block gene that removes a parameter, where there is one.
     """
     table = _FormTable(genes)
     mac_terms: dict[tuple[int, int, int], float] = {}
+    byte_terms: dict[tuple[int, int, int], float] = {}
+    sides_of_layers = []
     for layer in layers:
         assert layer.weight is not None
         shape = parameter_shapes[layer.weight]
@@ -214,7 +274,12 @@ def build_costs(
             table.slot((layer.weight, 1), shape[1]),
             block_of_tensor.get(layer.weight, -1),
         )
+        sides_of_layers.append(key)
         mac_terms[key] = mac_terms.get(key, 0.0) + layer.positions
+        axis = made_axis(layer)
+        made = (key[axis], 0, key[2])
+        n_bytes = BYTES_PER_ACTIVATION * output_sizes[layer.operation] / shape[axis]
+        byte_terms[made] = byte_terms.get(made, 0.0) + n_bytes
     parameter_terms: dict[tuple[int, int, int], float] = {}
     for name, shape in parameter_shapes.items():
         sliced = [axis for axis in range(len(shape)) if (name, axis) in genes.slot_genes]
@@ -228,7 +293,20 @@ def build_costs(
     macs = _product_cost(forms, mac_terms, 0, "macs")
     if macs_dense is not None:
         macs = _product_cost(forms, mac_terms, macs_dense - int(macs(dense)[0]), "macs")
-    return macs, _product_cost(forms, parameter_terms, 0, "parameters")
+    return Costs(
+        macs,
+        _product_cost(forms, parameter_terms, 0, "parameters"),
+        _product_cost(forms, byte_terms, 0, "bytes"),
+        np.array(sides_of_layers or np.empty((0, 3)), np.int64).reshape(-1, 3),
+    )
+
+
+def made_axis(layer: LayerRecord) -> int:
+    """Return the axis of a layer's weight along which its output channels lie.
+
+    A transposed convolution has them second, but for a depthwise one, which has as many groups as input channels.
+    """
+    return 1 if layer.is_transposed and not layer.is_depthwise else 0
 
 
 def _product_cost(

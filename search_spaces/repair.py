@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces.cost import ProductCost
+from search_spaces.cost import Cost
 from search_spaces.errors import BudgetError, GenomeShapeError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.groups import ChannelGroup
@@ -25,7 +25,7 @@ _BISECTIONS = 30
 class Limit:
     """A cost that must stay at or below ``at_most``."""
 
-    cost: ProductCost
+    cost: Cost
     at_most: int
 
 
@@ -161,9 +161,8 @@ def _priorities(
             f"{int(np.isnan(scores).sum())} NaN; give one score per gene"
         )
     gene_cost = np.zeros(shape[1])
-    dense = lattice.sizes[None]
     for limit in limits:
-        per_gene = limit.cost.marginals(dense, -lattice.step)[0] / -lattice.step / max(limit.at_most, 1)
+        per_gene = limit.cost.gene_prices(lattice.sizes, lattice.min_keep, lattice.step) / max(limit.at_most, 1)
         gene_cost += np.repeat(per_gene, lattice.sizes)
     per_cost = np.atleast_2d(scores) / np.maximum(gene_cost, 1e-30) if limits else np.atleast_2d(scores)
     jitter = rng.random(per_cost.shape)
@@ -276,17 +275,13 @@ def _fill(counts: IntArray, ranked: npt.NDArray[np.float32], lattice: Lattice, l
     counts = counts.copy()
     active = np.arange(len(counts))
     while len(active):
-        current = counts[active]
+        counts[active] = current = lattice.canonical(counts[active])
         gains = lattice.above(current) - current
         fits = gains > 0
-        is_free = fits.copy()
         for limit in limits:
             rise = np.rint(limit.cost.marginals(current, gains))
             slack = limit.at_most - limit.cost(current)
             fits &= rise <= slack[:, None]
-            is_free &= rise == 0
-        counts[active] = current = np.where(is_free, lattice.sizes, current)
-        fits &= ~is_free
         head = np.minimum(lattice.starts + current, ranked.shape[1] - 1)
         next_priority = np.where(fits, np.take_along_axis(ranked[active], head, axis=1), -1)
         chosen = next_priority.argmax(axis=1)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
 
 from search_spaces.blocks import ResidualBlock, block_groups, find_blocks, inner_groups, remove_block, silenced
-from search_spaces.cost import ProductCost, build_costs
-from search_spaces.errors import BudgetError, GenomeShapeError, TraceError
+from search_spaces.cost import Cost, Costs, ProductCost, build_costs
+from search_spaces.errors import BudgetError, GenomeShapeError, OptionError, TraceError, UnknownNameError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.graph import NetworkGraph, as_inputs, export_graph, time_limit
 from search_spaces.groups import ChannelGroup, FrozenChannels, Genes, GroupRules, build_genes
@@ -36,20 +37,20 @@ class SearchSpace:
         layers: Every convolution and linear call, in order of execution.
         genes: Groups, frozen channels and the gene of every slice of every tensor.
         consumer_slots: ``(tensor, axis)`` pairs whose slices read channels.
-        macs_cost: MACs as a function of the genome.
-        params_cost: Parameter count as a function of the genome.
+        counted: The costs that need no measurement.
         lattice: Allowed kept counts per group.
         blocks: Residual blocks that the last genes remove, in the order of their genes.
+        measured: Further costs by metric, such as a latency; see :meth:`with_cost`.
     """
 
     graph: NetworkGraph
     layers: tuple[LayerRecord, ...]
     genes: Genes
     consumer_slots: tuple[tuple[str, int], ...]
-    macs_cost: ProductCost
-    params_cost: ProductCost
+    counted: Costs
     lattice: Lattice
     blocks: tuple[ResidualBlock, ...] = ()
+    measured: Mapping[str, Cost] = field(default_factory=dict)
 
     # ------------------------------------------------------------------ construction
 
@@ -130,9 +131,10 @@ class SearchSpace:
         for index, inside in enumerate(inner_groups(blocks, channels, genes.slot_genes)):
             owner[list(inside)] = len(channels) + index
         block_of_tensor = {name: len(channels) + i for i, block in enumerate(blocks) for name in block.parameters}
-        macs, params = build_costs(genes, self.layers, parameter_shapes, dense_macs, block_of_tensor)
-        lattice = Lattice.of(groups, owner)
-        return replace(self, genes=genes, macs_cost=macs, params_cost=params, lattice=lattice, blocks=blocks)
+        costs = build_costs(
+            genes, self.layers, parameter_shapes, _output_sizes(self.graph), dense_macs, block_of_tensor
+        )
+        return replace(self, genes=genes, counted=costs, lattice=Lattice.of(groups, owner), blocks=blocks)
 
     def _with_verified_blocks(
         self,
@@ -165,14 +167,12 @@ class SearchSpace:
         dense_macs: int,
     ) -> SearchSpace:
         layers = tuple(provenance.layers)
-        macs, params = build_costs(genes, layers, parameter_shapes, dense_macs, {})
         return cls(
             graph=graph,
             layers=layers,
             genes=genes,
             consumer_slots=tuple(provenance.consumer_slots),
-            macs_cost=macs,
-            params_cost=params,
+            counted=build_costs(genes, layers, parameter_shapes, _output_sizes(graph), dense_macs, {}),
             lattice=Lattice.of(genes.groups),
         )
 
@@ -276,6 +276,61 @@ class SearchSpace:
 
     # ------------------------------------------------------------------ cost
 
+    @property
+    def macs_cost(self) -> ProductCost:
+        """MACs as a function of the kept counts."""
+        return self.counted.macs
+
+    @property
+    def params_cost(self) -> ProductCost:
+        """Parameters as a function of the kept counts."""
+        return self.counted.params
+
+    @property
+    def costs(self) -> Mapping[str, Cost]:
+        """Every cost that may be budgeted, by metric: ``macs``, ``params``, ``activation-bytes`` and measured ones."""
+        counted = self.counted
+        return {
+            "macs": counted.macs,
+            "params": counted.params,
+            "activation-bytes": counted.activation_bytes,
+            **self.measured,
+        }
+
+    def with_cost(self, metric: str, cost: Cost) -> SearchSpace:
+        """Return the same space with one more cost; its genomes, and so its fingerprint, stay as they are.
+
+        Raises:
+            OptionError: The space counts ``metric`` itself.
+        """
+        if metric in self.costs and metric not in self.measured:
+            raise OptionError(
+                f"a further cost needs a name of its own, but {metric!r} is counted already; choose another"
+            )
+        return replace(self, measured={**self.measured, metric: cost})
+
+    def cost(self, metric: str, genomes: BoolArray) -> IntArray:
+        """Return what ``genomes`` ``(n, n_genes)`` cost in whole units of ``metric``, ``(n,)``.
+
+        Raises:
+            UnknownNameError: The space has no such cost.
+        """
+        return self._cost(metric)(self.kept_counts(genomes))
+
+    def cost_range(self, metric: str) -> tuple[int, int]:
+        """Return what the smallest and the whole network cost, in whole units of ``metric``.
+
+        Raises:
+            UnknownNameError: The space has no such cost.
+        """
+        cost = self._cost(metric)
+        return int(cost(self.lattice.min_keep[None])[0]), int(cost(self.lattice.sizes[None])[0])
+
+    def _cost(self, metric: str) -> Cost:
+        if metric not in self.costs:
+            raise UnknownNameError("metric", metric, self.costs)
+        return self.costs[metric]
+
     def macs(self, genomes: BoolArray) -> IntArray:
         """Return the exact MACs per sample, ``(n,)``; one MAC is one multiply-add."""
         return self.macs_cost(self.kept_counts(genomes))
@@ -297,23 +352,23 @@ class SearchSpace:
     @property
     def macs_range(self) -> tuple[int, int]:
         """Fewest and most MACs that a genome can have."""
-        return int(self.macs_cost(self.lattice.min_keep[None])[0]), self.macs_dense
+        return self.cost_range("macs")
 
     @property
     def n_params_range(self) -> tuple[int, int]:
         """Fewest and most parameters that a genome can have."""
-        return int(self.params_cost(self.lattice.min_keep[None])[0]), self.n_params_dense
+        return self.cost_range("params")
 
-    def limits(self, macs_budget: float | None, params_budget: float | None) -> tuple[Limit, ...]:
-        """Return budgets, given as fractions in (0, 1] of the dense network, as absolute limits, rounded down.
+    def limits(self, budgets: Mapping[str, float]) -> tuple[Limit, ...]:
+        """Return budgets, as fractions in (0, 1] of the dense network by metric, as absolute limits, rounded down.
 
         Raises:
             BudgetError: A budget is no number in (0, 1], or lies under the reachable minimum.
+            UnknownNameError: The space has no cost of that name.
         """
         limits: list[Limit] = []
-        for cost, budget in ((self.macs_cost, macs_budget), (self.params_cost, params_budget)):
-            if budget is None:
-                continue
+        for metric, budget in budgets.items():
+            cost = self._cost(metric)
             if not 0 < budget <= 1:
                 raise BudgetError(
                     f"a {cost.unit} budget must be a fraction in (0, 1] of the dense network, but got {budget!r}; "
@@ -332,23 +387,29 @@ class SearchSpace:
         rng: np.random.Generator,
         macs_budget: float | None = None,
         params_budget: float | None = None,
+        budgets: Mapping[str, float] | None = None,
         scores: FloatArray | None = None,
     ) -> BoolArray:
         """Return feasible genomes near ``genomes``: too dear ones lose genes, slack is refilled. Idempotent.
+
+        All budgets hold, and no group can be given a further step without breaking one.
 
         Args:
             genomes: ``(n, n_genes)``.
             rng: Breaks ties and, without ``scores``, picks the genes.
             macs_budget: Fraction in (0, 1] of the dense MACs; never exceeded.
             params_budget: Fraction in (0, 1] of the dense parameters; never exceeded.
+            budgets: Fractions in (0, 1] of the dense costs by metric, a name of :attr:`costs`; never exceeded.
             scores: ``(n_genes,)`` or ``(n, n_genes)``, larger = more wanted; least score per cost goes first.
 
         Raises:
-            BudgetError: A budget is malformed or unreachable.
+            BudgetError: A budget is malformed, unreachable or given twice.
             GenomeShapeError: An array does not fit the space.
+            UnknownNameError: The space has no cost of that name.
         """
         self.check_genomes(genomes)
-        return repair(genomes, self.lattice, self.limits(macs_budget, params_budget), rng=rng, scores=scores)
+        limits = self.limits(_all_budgets(macs_budget, params_budget, budgets))
+        return repair(genomes, self.lattice, limits, rng=rng, scores=scores)
 
     def sample(
         self,
@@ -357,20 +418,24 @@ class SearchSpace:
         n: int,
         macs_budget: float | None = None,
         params_budget: float | None = None,
+        budgets: Mapping[str, float] | None = None,
     ) -> BoolArray:
         """Return ``n`` random feasible genomes, ``(n, n_genes)``, diverse in their widths.
 
-        Every individual draws a keep ratio and every group deviates from it; the budget is then met by :meth:`repair`.
+        Every individual draws a keep ratio and every group deviates from it; the budgets, given as for :meth:`repair`,
+        are then met by it.
 
         Raises:
-            BudgetError: A budget is malformed or unreachable.
+            BudgetError: A budget is malformed, unreachable or given twice.
+            UnknownNameError: The space has no cost of that name.
         """
+        budgets = _all_budgets(macs_budget, params_budget, budgets)
         base = rng.uniform(0.1, 1.0, (n, 1))
         ratio = np.clip(base + rng.normal(0.0, 0.2, (n, len(self.groups))), 0.02, 1.0)
         ratio[:, self.lattice.is_block] = _BLOCK_KEEP_RATIO
         wanted = np.repeat(ratio, self.lattice.sizes, axis=1) if self.groups else np.zeros((n, 0))
         genomes = rng.random((n, self.n_genes), dtype=np.float32) < wanted
-        return self.repair(genomes, rng=rng, macs_budget=macs_budget, params_budget=params_budget)
+        return self.repair(genomes, rng=rng, budgets=budgets)
 
     # ------------------------------------------------------------------ residual blocks
 
@@ -389,3 +454,25 @@ class SearchSpace:
         """Make the residual branches that ``genome`` switches off return zero while the block lasts."""
         with silenced(model, self.removed_blocks(genome)):
             yield
+
+
+def _output_sizes(graph: NetworkGraph) -> dict[str, int]:
+    """Return how many elements every operation writes for one sample, by its name."""
+    n_samples = graph.input_shapes[0][0]
+    return {operation.name: math.prod(operation.shape) // n_samples for operation in graph.operations}
+
+
+def _all_budgets(
+    macs_budget: float | None, params_budget: float | None, budgets: Mapping[str, float] | None
+) -> dict[str, float]:
+    """Return the budgets by metric, however they were given."""
+    merged = dict(budgets or {})
+    for metric, budget in (("macs", macs_budget), ("params", params_budget)):
+        if budget is None:
+            continue
+        if metric in merged:
+            raise BudgetError(
+                f"every metric has one budget, but {metric} has two, {budget} and {merged[metric]}; leave one out"
+            )
+        merged[metric] = budget
+    return merged

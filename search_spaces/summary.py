@@ -63,6 +63,8 @@ class SpaceSummary:
         n_params_dense: Parameters of the dense network.
         n_params_range: Smallest and largest that can be reached.
         params_share_prunable: Share of the parameters in tensors that at least one gene changes.
+        activation_bytes_dense: Bytes that convolutions and linear layers write for one image, in float32.
+        activation_bytes_range: Smallest and largest that can be reached.
         fingerprint: Identity of the space.
     """
 
@@ -78,6 +80,8 @@ class SpaceSummary:
     n_params_dense: int
     n_params_range: tuple[int, int]
     params_share_prunable: float
+    activation_bytes_dense: int
+    activation_bytes_range: tuple[int, int]
     fingerprint: str
 
     def to_json(self) -> dict[str, Any]:
@@ -115,6 +119,8 @@ def summarise_space(space: SearchSpace, model: str, input_shape: tuple[int, ...]
         n_params_dense=int(space.n_params_dense),
         n_params_range=(int(space.n_params_range[0]), int(space.n_params_range[1])),
         params_share_prunable=space.params_cost.prunable_share(sizes),
+        activation_bytes_dense=space.cost_range("activation-bytes")[1],
+        activation_bytes_range=space.cost_range("activation-bytes"),
         fingerprint=space.fingerprint,
     )
 

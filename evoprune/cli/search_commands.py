@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from evoprune.budget import METRICS
 from evoprune.cli import arguments as arg
 from evoprune.cli.console import print_json, stderr_console, stdout_console
 from evoprune.cli.errors import reports_errors
@@ -15,8 +16,11 @@ from evoprune.cli.tables import result_table
 from evoprune.options import SearchOptions
 from evoprune.result import SearchResult
 
-Budget = Annotated[str, typer.Option("--budget", "-b", help='Limit on the cost: "0.3", "30%" or "62M".')]
-Metric = Annotated[str, typer.Option(help="What the budget counts: macs or params.")]
+Budget = Annotated[
+    list[str],
+    typer.Option("--budget", "-b", help='Limit on the cost: "0.3", "30%", "62M" or "params=0.4"; repeatable.'),
+]
+Metric = Annotated[str | None, typer.Option(help=f"What a bare budget counts: {', '.join(METRICS)}.")]
 Mode = Annotated[str, typer.Option(help="How the space is searched: a name of `evoprune list modes`.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/MODEL-DATA-SEED.")]
 Population = Annotated[int, typer.Option("--population", help="Individuals per generation.")]
@@ -38,7 +42,7 @@ DEFAULTS: dict[str, Any] = {name: field.default for name, field in SearchOptions
 @reports_errors
 def search(
     model: arg.Model = DEFAULTS["model"],
-    budget: Budget = DEFAULTS["budget"],
+    budget: Budget = list(DEFAULTS["budget"]),  # noqa: B006 - typer reads it, nobody changes it
     weights: arg.Weights = None,
     data: arg.Data = DEFAULTS["data"],
     out: Out = None,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.markup import escape
 from rich.table import Table
 
-from evoprune.budget import format_count
+from evoprune.budget import METRICS, format_cost
 from evoprune.finishing import BASELINE_ADAPTATION
 from evoprune.inspection import SpaceSummary
 from evoprune.result import SearchResult
@@ -16,28 +16,33 @@ from evoprune.result import SearchResult
 def result_table(result: SearchResult) -> Table:
     """Return the three networks of a search side by side: dense, evolved, and uniform L1 at the same cost."""
     table = Table(title=f"{escape(result.model)} on {escape(result.data)}, seed {result.seed}", title_justify="left")
-    table.add_column("network", no_wrap=True)
-    for heading in ("MACs", "of dense", "params", "of dense", "test"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    l1_cost = (result.baseline_uniform_l1_macs, result.baseline_uniform_l1_n_params)
+    further = [figures for figures in result.budgets if figures.metric not in ("macs", "params")]
+    table.add_column("network", no_wrap=not further)
+    metrics = ["macs", "params", *(figures.metric for figures in further)]
+    for metric in metrics:
+        table.add_column(METRICS[metric].heading, justify="right", no_wrap=True)
+        table.add_column("of dense", justify="right", no_wrap=True)
+    table.add_column("test", justify="right", no_wrap=True)
+    dense = [result.macs_dense, result.n_params_dense, *(figures.cost_dense for figures in further)]
+    evolved = [result.macs, result.n_params, *(figures.cost for figures in further)]
+    baseline = [
+        result.baseline_uniform_l1_macs,
+        result.baseline_uniform_l1_n_params,
+        *(figures.baseline_uniform_l1_cost for figures in further),
+    ]
     rows = [
-        ("dense", result.macs_dense, result.n_params_dense, result.test_accuracy_dense),
-        ("evolved", result.macs, result.n_params, result.test_accuracy),
-        ("uniform L1, recalibrated", *l1_cost, result.baseline_uniform_l1_test_accuracy),
+        ("dense", dense, result.test_accuracy_dense),
+        ("evolved", evolved, result.test_accuracy),
+        ("uniform L1, recalibrated", baseline, result.baseline_uniform_l1_test_accuracy),
     ]
     if result.adaptation != BASELINE_ADAPTATION:
         name = f"uniform L1, {result.adaptation}"
-        rows.append((name, *l1_cost, result.baseline_uniform_l1_adapted_test_accuracy))
-    for name, macs, n_params, accuracy in rows:
-        table.add_row(
-            name,
-            format_count(macs),
-            f"{macs / result.macs_dense:.2%}",
-            format_count(n_params),
-            f"{n_params / result.n_params_dense:.2%}",
-            f"{accuracy:.2%}",
-            style="bold" if name == "evolved" else "",
-        )
+        rows.append((name, baseline, result.baseline_uniform_l1_adapted_test_accuracy))
+    for name, costs, accuracy in rows:
+        cells = []
+        for metric, cost, cost_dense in zip(metrics, costs, dense, strict=True):
+            cells += [format_cost(cost, metric), f"{cost / cost_dense:.2%}"]
+        table.add_row(name, *cells, f"{accuracy:.2%}", style="bold" if name == "evolved" else "")
     return table
 
 
@@ -69,8 +74,9 @@ def space_tables(summary: SpaceSummary) -> Iterable[Table | str]:
         for item in summary.frozen:
             frozen.add_row(escape(item.name), str(item.n_channels), escape(item.reason))
         yield frozen
-    yield _range("MACs", summary.macs_dense, summary.macs_range)
+    yield _range("macs", summary.macs_dense, summary.macs_range)
     yield _range("params", summary.n_params_dense, summary.n_params_range)
+    yield _range("activation-bytes", summary.activation_bytes_dense, summary.activation_bytes_range)
     yield (
         f"{summary.n_genes} genes in {len(summary.groups)} groups: 10^{summary.log10_size:.0f} networks; "
         f"{summary.macs_share_prunable:.1%} of the MACs lie in layers that can shrink"
@@ -82,9 +88,9 @@ def _first_of(layers: list[str]) -> str:
     return "".join(layers[:1]) + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
 
 
-def _range(name: str, dense: int, reachable: tuple[int, int]) -> str:
+def _range(metric: str, dense: int, reachable: tuple[int, int]) -> str:
     low, high = reachable
     return (
-        f"{name}: dense {format_count(dense)}, reachable {format_count(low)} to {format_count(high)} "
-        f"({low / dense:.2%} to {high / dense:.2%})"
+        f"{METRICS[metric].heading}: dense {format_cost(dense, metric)}, reachable {format_cost(low, metric)} to "
+        f"{format_cost(high, metric)} ({low / dense:.2%} to {high / dense:.2%})"
     )

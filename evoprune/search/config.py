@@ -54,7 +54,8 @@ class SearchConfig:
     """How a global search runs.
 
     Attributes:
-        budgets: ``macs`` and ``params`` as shares in (0, 1] of the dense cost; None or absent where there is none.
+        budgets: Shares in (0, 1] of the dense costs by metric, a name of the space's ``costs``; all hold at once. None
+            or absent where there is none.
         ladder: Rungs and their roles.
         population_size: Survivors per generation (mu).
         n_offspring: Offspring judged per generation (lambda); ``population_size`` by default.

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from search_spaces.cost import Cost
 from search_spaces.errors import BudgetError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.groups import ChannelGroup
@@ -28,39 +29,33 @@ class Space(Protocol):
     def lattice(self) -> Lattice:
         """Kept counts that each group may take."""
 
-    @property
-    def macs_dense(self) -> int:
-        """Multiply-adds of the dense network."""
-
-    @property
-    def n_params_dense(self) -> int:
-        """Parameters of the dense network."""
-
     def macs(self, genomes: BoolArray) -> IntArray:
         """Return multiply-adds ``(n,)``."""
 
     def n_params(self, genomes: BoolArray) -> IntArray:
         """Return parameters ``(n,)``."""
 
+    @property
+    def costs(self) -> Mapping[str, Cost]:
+        """Every cost that may be budgeted, by metric."""
+
+    def cost(self, metric: str, genomes: BoolArray) -> IntArray:
+        """Return what ``genomes`` cost in whole units of ``metric``, ``(n,)``."""
+
+    def cost_range(self, metric: str) -> tuple[int, int]:
+        """Return what the smallest and the whole network cost."""
+
     def repair(
         self,
         genomes: BoolArray,
         *,
-        macs_budget: float | None = None,
-        params_budget: float | None = None,
         rng: np.random.Generator,
+        budgets: Mapping[str, float],
         scores: FloatArray | None = None,
     ) -> BoolArray:
-        """Return feasible genomes near ``genomes``; budgets are shares of the dense cost."""
+        """Return feasible genomes near ``genomes``; budgets are shares of the dense costs by metric."""
 
-    def sample(
-        self,
-        *,
-        rng: np.random.Generator,
-        n: int,
-        macs_budget: float | None = None,
-        params_budget: float | None = None,
-    ) -> BoolArray:
+    def sample(self, *, rng: np.random.Generator, n: int, budgets: Mapping[str, float]) -> BoolArray:
         """Return ``n`` random feasible genomes, diverse in their widths."""
 
 
@@ -73,7 +68,7 @@ class Repairer:
 
     Args:
         space: The search space.
-        budgets: ``macs`` and ``params`` as shares in (0, 1] of the dense cost; None or absent where there is none.
+        budgets: Shares in (0, 1] of the dense costs by metric; None or absent where there is none.
 
     Raises:
         BudgetError: There is no budget, an unknown one, or one out of its range.
@@ -81,14 +76,15 @@ class Repairer:
 
     def __init__(self, space: Space, budgets: Mapping[str, float | None]) -> None:
         self.budgets = {name: float(value) for name, value in budgets.items() if value is not None}
-        unknown = self.budgets.keys() - {"macs", "params"}
+        unknown = self.budgets.keys() - space.costs.keys()
         if unknown or not self.budgets or not all(0 < value <= 1 for value in self.budgets.values()):
             raise BudgetError(
-                "a search needs budgets for `macs` or `params`, each in (0, 1] of the dense cost, but got "
-                f"{dict(budgets)}; give for instance {{'macs': 0.3}}"
+                f"a search needs budgets for some of {', '.join(space.costs)}, each in (0, 1] of the dense cost, but "
+                f"got {dict(budgets)}; give for instance {{'macs': 0.3}}"
             )
         self.lattice = space.lattice
         self._space = space
+        self._limits = {name: value * space.cost_range(name)[1] for name, value in self.budgets.items()}
         self._gene_costs = self._costs_per_gene()
 
     def __call__(
@@ -104,22 +100,11 @@ class Repairer:
         scores = None
         if preference is not None:
             scores = (preference - preference.min(initial=0.0) + 1.0) * self._gene_costs
-        return self._space.repair(
-            genomes,
-            macs_budget=self.budgets.get("macs"),
-            params_budget=self.budgets.get("params"),
-            rng=rng,
-            scores=scores,
-        )
+        return self._space.repair(genomes, budgets=self.budgets, rng=rng, scores=scores)
 
     def sample(self, n_individuals: int, *, rng: np.random.Generator) -> BoolArray:
         """Return ``(n_individuals, n_genes)`` random feasible genomes."""
-        return self._space.sample(
-            rng=rng,
-            n=n_individuals,
-            macs_budget=self.budgets.get("macs"),
-            params_budget=self.budgets.get("params"),
-        )
+        return self._space.sample(rng=rng, n=n_individuals, budgets=self.budgets)
 
     def is_feasible(self, genomes: BoolArray) -> BoolArray:
         """Return, per row, whether all budgets hold."""
@@ -127,29 +112,15 @@ class Repairer:
 
     def load(self, genomes: BoolArray) -> FloatArray:
         """Return, per row, the largest share of a budget that is used; at most 1 where all hold."""
-        loads = [cost / limit for cost, limit in self._costs_and_limits(genomes)]
-        return np.max(loads, axis=0)
-
-    def _costs_and_limits(self, genomes: BoolArray) -> list[tuple[IntArray, float]]:
-        pairs = []
-        if "macs" in self.budgets:
-            pairs.append((self._space.macs(genomes), self.budgets["macs"] * self._space.macs_dense))
-        if "params" in self.budgets:
-            pairs.append((self._space.n_params(genomes), self.budgets["params"] * self._space.n_params_dense))
-        return pairs
+        return np.max([self._space.cost(name, genomes) / limit for name, limit in self._limits.items()], axis=0)
 
     def _costs_per_gene(self) -> FloatArray:
         """Return ``(n_genes,)`` shares of the budgets that one gene of the dense network costs."""
-        dense = np.ones((1, self._space.n_genes), np.bool_)
-        without = np.repeat(dense, len(self.lattice.sizes), axis=0)
-        n_dropped = np.minimum(self.lattice.step, self.lattice.sizes)
-        for row, (start, n) in enumerate(zip(self.lattice.starts, n_dropped, strict=True)):
-            without[row, start : start + n] = False
-        per_group = np.zeros(len(self.lattice.sizes))
-        pairs = zip(self._costs_and_limits(without), self._costs_and_limits(dense), strict=True)
-        for (cost, limit), (cost_dense, _) in pairs:
-            per_group += (cost_dense - cost) / n_dropped / limit
-        return np.repeat(np.maximum(per_group, 1e-30), self.lattice.sizes)
+        lattice = self.lattice
+        per_group = np.zeros(len(lattice.sizes))
+        for name, limit in self._limits.items():
+            per_group += self._space.costs[name].gene_prices(lattice.sizes, lattice.min_keep, lattice.step) / limit
+        return np.repeat(np.maximum(per_group, 1e-30), lattice.sizes)
 
 
 def diversity(genomes: BoolArray) -> float:

@@ -30,8 +30,7 @@ def draw_seeds(
     *,
     rng: np.random.Generator,
     n: int,
-    macs_budget: float | None = None,
-    params_budget: float | None = None,
+    budgets: Mapping[str, float] | None = None,
 ) -> BoolArray:
     """Return ``n`` feasible genomes ``(n, n_genes)`` that follow ``knowledge``; blocks stay where the budget allows.
 
@@ -49,8 +48,7 @@ def draw_seeds(
         space: The search space.
         rng: Source of the variation.
         n: Genomes wanted.
-        macs_budget: As for :meth:`SearchSpace.repair`.
-        params_budget: Likewise. Without any budget, widths are drawn from [0.1, 1].
+        budgets: As for :meth:`SearchSpace.repair`. Without any budget, widths are drawn from [0.1, 1].
 
     Raises:
         GenomeShapeError: ``knowledge`` is of another space.
@@ -67,25 +65,24 @@ def draw_seeds(
     roles = [role for role in ROLES if role in knowledge.roles]
     if len(roles) > 1 and "widths" in roles:
         roles.remove("widths")  # they shape the draws of the other roles
-    budgets = {"macs_budget": macs_budget, "params_budget": params_budget}
     genomes = space.all_ones(n)
     for index, role in enumerate(roles):
         rows = np.arange(index, n, len(roles))
         if len(rows):
-            genomes[rows] = _DRAWERS[role](knowledge, space, rng, len(rows), budgets)
+            genomes[rows] = _DRAWERS[role](knowledge, space, rng, len(rows), budgets or {})
     return genomes
 
 
-Budgets = Mapping[str, float | None]
+Budgets = Mapping[str, float]
 
 
 def _by_scores(
     knowledge: ChannelKnowledge, space: SearchSpace, rng: np.random.Generator, n: int, budgets: Budgets
 ) -> BoolArray:
     assert knowledge.scores is not None
-    if knowledge.is_global and knowledge.widths is None and any(budgets.values()):
+    if knowledge.is_global and knowledge.widths is None and budgets:
         scores = knowledge.scores - knowledge.scores.min(initial=0.0)
-        return width_seeds(space, scores, rng=rng, n=n, **budgets)
+        return width_seeds(space, scores, rng=rng, n=n, budgets=budgets)
     ranks = ranked_within_groups(knowledge.scores, knowledge)
     noise = np.linspace(0.0, _SCORE_NOISE, n)[:, None] * rng.normal(size=(n, space.n_genes))
     return _at_widths(knowledge, space, rng, budgets, n, lambda _: ranks + noise)
@@ -137,11 +134,11 @@ def _by_family(
     assert family is not None
     misfit = np.zeros(len(family.dials))
     filled = space.repair(family.masks, rng=rng)  # groups that a mask leaves empty count as what they must keep
-    for limit in space.limits(**budgets):
+    for limit in space.limits(budgets):
         misfit += np.abs(np.log(np.maximum(limit.cost(space.kept_counts(filled)), 1) / max(limit.at_most, 1)))
-    nearest = np.argsort(misfit, kind="stable") if any(budgets.values()) else rng.permutation(len(family.dials))
+    nearest = np.argsort(misfit, kind="stable") if budgets else rng.permutation(len(family.dials))
     chosen = family.masks[nearest[np.arange(n) % len(nearest)]]
-    return space.repair(chosen, rng=rng, scores=_for_repair(knowledge, space, n), **budgets)
+    return space.repair(chosen, rng=rng, scores=_for_repair(knowledge, space, n), budgets=budgets)
 
 
 def _by_widths(
@@ -216,7 +213,7 @@ def _at_widths(
     factors = np.exp(sigma * rng.normal(size=(n, len(lattice.sizes))))
     if knowledge.widths is not None:
         factors = factors * knowledge.widths
-    limits = space.limits(**budgets)
+    limits = space.limits(budgets)
     counts = _counts(space, factors, limits, rng)
     preference = choose(counts)
     preference[:, space.n_genes - len(space.blocks) :] = preference.max(initial=0.0) + 1.0
@@ -225,7 +222,7 @@ def _at_widths(
     for index, (start, size) in enumerate(zip(lattice.starts, lattice.sizes, strict=True)):
         order = np.argsort(-preference[:, start : start + size], axis=1, kind="stable") + start
         genomes[rows, order] = np.arange(size) < counts[:, index : index + 1]
-    return space.repair(genomes, rng=rng, scores=preference, **budgets)
+    return space.repair(genomes, rng=rng, scores=preference, budgets=budgets)
 
 
 def _counts(space: SearchSpace, factors: FloatArray, limits: tuple[Limit, ...], rng: np.random.Generator) -> IntArray:

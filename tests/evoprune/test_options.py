@@ -18,7 +18,7 @@ def test_a_master_seed_is_always_recorded() -> None:
 def test_options_survive_json() -> None:
     values = {"seed": 1, "budget": 0.5, "weights": "w.safetensors", "protect": ["a*"], "input_shape": [1, 8, 8]}
     options = resolve_options(SearchOptions, values)
-    assert options.budget == "0.5"
+    assert options.budget == ("0.5",)
     assert options.weights == Path("w.safetensors")
     assert resolve_options(SearchOptions, options.model_dump(mode="json")) == options
 
@@ -36,7 +36,7 @@ def test_options_survive_json() -> None:
         ({"min_channels": float("nan")}, "`min_channels`: .*but got nan"),
         ({"round_to": 0}, "`round_to`: .*but got 0"),
         ({"input_shape": (3, 0, 32)}, "`input_shape`: every side must be at least 1"),
-        ({"metric": "flops"}, "`metric`: .*'macs' or 'params', but got 'flops'"),
+        ({"metric": "flops"}, "unknown metric 'flops'; .*valid: activation-bytes, .*macs, params"),
         ({"budgte": "0.3"}, "unknown option `budgte`; valid: .*budget"),
     ],
 )
@@ -58,3 +58,24 @@ def test_a_budget_has_its_own_error() -> None:
 def test_finetuning_options_have_their_rules() -> None:
     with pytest.raises(OptionError, match=r"`max_time_s`: .*greater than 0, but got 0"):
         resolve_options(FinetuneOptions, {"max_time_s": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [
+        (0.5, ("0.5",)),
+        ("62M", ("62M",)),
+        (["macs=0.5", "params=0.4"], ("macs=0.5", "params=0.4")),
+        ({"params": 0.4, "macs": "62M"}, ("params=0.4", "macs=62M")),
+    ],
+)
+def test_budgets_become_texts_that_json_keeps(given: object, texts: tuple[str, ...]) -> None:
+    options = resolve_options(SearchOptions, {"seed": 1, "budget": given})
+    assert options.budget == texts
+    assert resolve_options(SearchOptions, options.model_dump(mode="json")) == options
+
+
+@pytest.mark.parametrize("given", [True, [True], [[0.5]], 3j])
+def test_a_budget_of_another_kind_is_refused(given: object) -> None:
+    with pytest.raises(OptionError, match="`budget`"):
+        resolve_options(SearchOptions, {"seed": 1, "budget": given})

@@ -145,6 +145,24 @@ def test_the_summary_names_the_three_networks_and_the_next_steps(inputs: Path, t
     assert 0.5 * result["n_params_dense"] < result["n_params"] <= 0.6 * result["n_params_dense"]
 
 
+def test_several_budgets_hold_and_are_reported(inputs: Path, tmp_path: Path) -> None:
+    budgets = ("--budget", "0.7", "--budget", "params=0.6", "--metric", "activation-bytes")
+    outcome = _search(inputs, tmp_path / "RUN", *budgets)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "activations" in outcome.stdout
+    result = json.loads((tmp_path / "RUN" / "result.json").read_text())
+    assert [(b["metric"], b["budget"], b["unit"]) for b in result["budgets"]] == [
+        ("activation-bytes", 0.7, "bytes"),
+        ("params", 0.6, "parameters"),
+    ]
+    for budget in result["budgets"]:
+        assert budget["cost"] <= budget["limit"] == int(budget["budget"] * budget["cost_dense"])
+        assert budget["baseline_uniform_l1_cost"] <= budget["limit"]
+    front = (tmp_path / "RUN" / "front.csv").read_text().splitlines()
+    assert front[0].startswith("macs,n_params,activation_bytes,objective")
+    assert all(int(line.split(",")[2]) <= result["budgets"][0]["limit"] for line in front[1:])
+
+
 def test_resume_of_a_finished_run_prints_its_result(finished: tuple[Path, Any]) -> None:
     outcome = run("resume", finished[0], "--json")
     assert outcome.exit_code == 0

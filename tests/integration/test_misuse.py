@@ -56,6 +56,13 @@ def test_budget_under_the_reachable_minimum_names_the_range(inputs: Path, tmp_pa
     assert _search(inputs, "--budget", low).exit_code == 0  # the number in the message is right
 
 
+def test_budgets_that_contradict_each_other(inputs: Path, tmp_path: Path) -> None:
+    message = _refused(_search(inputs, "--budget", "macs=0.5", "--budget", "0.4"), tmp_path)
+    assert "every metric has one budget, but macs has two, '0.5' and '0.4'" in message
+    message = _refused(_search(inputs, "--budget", "macs=0.9", "--budget", "params=1e-9"), tmp_path)
+    assert "of the dense params" in message
+
+
 def test_absolute_budget_above_the_dense_cost(inputs: Path, tmp_path: Path) -> None:
     assert "must not exceed the cost of the dense network" in _refused(_search(inputs, "--budget", "62G"), tmp_path)
 
@@ -87,7 +94,7 @@ def test_unknown_name_gets_the_nearest(inputs: Path, tmp_path: Path, option: str
         ("--input-shape", "3x32", "three positive whole numbers such as 3x32x32, but got '3x32'"),
         ("--device", "tpu", "a device is auto, cpu, cuda or cuda:N, but got 'tpu'"),
         ("--device", "cuda:99", "must exist, but this machine has"),
-        ("--metric", "flops", "'macs' or 'params', but got 'flops'"),
+        ("--metric", "flops", "unknown metric 'flops'; "),
         ("--protect", "nowhere*", "nowhere*"),
         ("--model-args", '{"widht": 1}', "widht"),
     ],

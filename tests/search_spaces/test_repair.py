@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from search_spaces import SearchSpace
-from search_spaces.errors import BudgetError, GenomeShapeError
+from search_spaces.errors import BudgetError, GenomeShapeError, OptionError, UnknownNameError
 from tests.search_spaces.patterns import build_pattern
 from tests.search_spaces.spaces import traced
 
@@ -72,6 +72,48 @@ def test_both_budgets_hold(name: str) -> None:
     fixed = space.repair(any_genomes(space, 10), macs_budget=0.6, params_budget=0.5, rng=np.random.default_rng(0))
     assert (space.macs(fixed) <= 0.6 * space.macs_dense).all()
     assert (space.n_params(fixed) <= 0.5 * space.n_params_dense).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rules", [{}, {"round_to": 2}, {"min_channels": 2}])
+def test_any_budgets_hold_together_and_leave_no_room(name: str, rules: dict[str, float]) -> None:
+    space = trace(name, **rules)
+    shares = {"activation-bytes": 0.5, "params": 0.6, "macs": 0.55}
+    budgets = {}
+    for metric, share in shares.items():
+        least, most = space.cost_range(metric)
+        budgets[metric] = least / most + share * (1 - least / most)
+    fixed = space.repair(any_genomes(space, 10), budgets=budgets, rng=np.random.default_rng(0))
+    limits = space.limits(budgets)
+    for metric, limit in zip(budgets, limits, strict=True):
+        assert (space.cost(metric, fixed) <= limit.at_most).all()
+    counts = space.kept_counts(fixed)
+    for column in range(len(space.groups)):
+        larger = counts.copy()
+        larger[:, column] = space.lattice.above(counts)[:, column]
+        grows = larger[:, column] > counts[:, column]
+        over = np.any([limit.cost(larger) > limit.at_most for limit in limits], axis=0)
+        assert over[grows].all()
+    again = space.repair(fixed, budgets=budgets, rng=np.random.default_rng(1))
+    assert np.array_equal(fixed, again)
+
+
+def test_a_budget_given_twice_or_for_nothing_is_refused() -> None:
+    _, _, space = traced("chain")
+    with pytest.raises(BudgetError, match=r"macs has two, 0\.5 and 0\.4; leave one out"):
+        space.repair(space.all_ones(), rng=np.random.default_rng(0), macs_budget=0.5, budgets={"macs": 0.4})
+    with pytest.raises(UnknownNameError, match="unknown metric 'latency'; valid: activation-bytes, macs, params"):
+        space.sample(rng=np.random.default_rng(0), n=1, budgets={"latency": 0.4})
+
+
+def test_a_further_cost_is_budgeted_like_any_other() -> None:
+    _, _, space = traced("chain")
+    wider = space.with_cost("energy", space.params_cost)
+    fixed = wider.repair(any_genomes(space, 5), budgets={"energy": 0.5}, rng=np.random.default_rng(0))
+    assert (space.n_params(fixed) <= 0.5 * space.n_params_dense).all()
+    assert wider.fingerprint == space.fingerprint
+    with pytest.raises(OptionError, match="'macs' is counted already"):
+        space.with_cost("macs", space.params_cost)
 
 
 def test_without_a_budget_only_the_lattice_is_met() -> None:

@@ -13,7 +13,13 @@ from tests.evoprune.fakes import tiny_space
 
 
 @pytest.mark.parametrize(
-    "budgets", [{"macs": 0.5}, {"macs": 0.1, "params": None}, {"params": 0.4}, {"macs": 0.6, "params": 0.5}]
+    "budgets",
+    [
+        {"macs": 0.5},
+        {"macs": 0.1, "params": None},
+        {"params": 0.4},
+        {"macs": 0.6, "params": 0.5, "activation-bytes": 0.7},
+    ],
 )
 @pytest.mark.parametrize("with_scores", [True, False])
 def test_individuals_are_feasible_and_distinct(budgets: dict[str, float | None], with_scores: bool) -> None:

@@ -39,7 +39,7 @@ def test_offers_what_it_says_on_every_wiring(criterion: str, name: str) -> None:
 def test_seeds_are_feasible(criterion: str, name: str) -> None:
     space = data_of(name).space
     rng = np.random.default_rng(0)
-    seeds = draw_seeds(knowledge_of(criterion, name), space, rng=rng, n=7, macs_budget=0.6)
+    seeds = draw_seeds(knowledge_of(criterion, name), space, rng=rng, n=7, budgets={"macs": 0.6})
     assert seeds.shape == (7, space.n_genes)
     assert space.is_valid(seeds).all()
     assert (space.macs(seeds) <= 0.6 * space.macs_dense).all()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evoprune.knowledge import CRITERION_SUMMARIES
 from evoprune.loggers import LOGGERS
 from evoprune.modes import MODES
-from fitness.criteria import CRITERIA
 from fitness.data import DATA
 from fitness.network import NETWORK_RUNG
 from fitness.options import COMPENSATIONS, FITNESS_IMAGES, OBJECTIVES
@@ -26,7 +26,7 @@ def catalogue() -> dict[str, Mapping[str, str]]:
     sections: dict[str, Mapping[str, str]] = {
         "models": models,
         "data": DATA,
-        "criteria": {name: criterion.summary for name, criterion in CRITERIA.items()},
+        "criteria": CRITERION_SUMMARIES,
         "fitness": _RUNGS,
         "objectives": OBJECTIVES,
         "fitness-images": FITNESS_IMAGES,

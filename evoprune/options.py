@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evoprune.budget import METRICS, parse_budgets
 from evoprune.finetuning import FinetuningRecipe
+from evoprune.knowledge import MIXTURE, Choice, parse_criteria
 from evoprune.modes import MODES
 from fitness.data import DATA
 from fitness.options import FitnessOptions
@@ -76,6 +77,19 @@ class SearchOptions(NetworkOptions):
     seed: Annotated[int, Field(ge=0, lt=2**63, description="the master seed")]
     population_size: Annotated[int, Field(ge=4, description="individuals per generation")] = 16
     n_generations: Annotated[int, Field(ge=0, description="generations after the initial population")] = 12
+    seed_with: Annotated[
+        str, Field(description="criteria that propose first genomes: names separated by commas, mixture or none")
+    ] = MIXTURE
+    prior: Annotated[
+        str, Field(description="criteria that guide mutation: names separated by commas, mixture or none")
+    ] = MIXTURE
+    seed_share: Annotated[float, Field(ge=0, le=1, description="share of the first population from criteria")] = 0.5
+    random_share: Annotated[
+        float, Field(ge=0, le=1, description="share of the first population, and of offspring, without any criterion")
+    ] = 0.2
+    prior_temperature: Annotated[
+        float, Field(gt=0, lt=float("inf"), description="large values make priors weak, small ones strict")
+    ] = 1.0
     objective: Annotated[str, Field(description="what is minimised: a name of `evoprune list fitness`")] = "kl"
     compensation: Annotated[
         str, Field(description="what a sliced network gets before it is judged: sequential, merge, recalibrate or none")
@@ -100,6 +114,28 @@ class SearchOptions(NetworkOptions):
     @classmethod
     def _as_texts(cls, value: Any) -> Any:
         return budget_texts(value)
+
+    @model_validator(mode="after")
+    def _shares_leave_room(self) -> SearchOptions:
+        if self.seed_share + self.random_share > 1:
+            raise ValueError(
+                "`seed_share + random_share <= 1` must hold, since both are shares of the first population"
+            )
+        return self
+
+    def criteria(self, *, is_compensated: bool) -> Choice:
+        """Return which criteria the search asks, where candidates are or are not compensated before they are judged.
+
+        Raises:
+            UnknownNameError: A name is none of a criterion.
+        """
+        return Choice.of(
+            self.seed_with,
+            self.prior,
+            is_compensated=is_compensated,
+            seed_share=self.seed_share,
+            random_share=self.random_share,
+        )
 
     def fitness_options(self, *, is_trained_here: bool) -> FitnessOptions:
         """Return how candidates are judged.
@@ -172,6 +208,9 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
     texts = budget_texts(given.get("budget"))
     if isinstance(texts, tuple) and isinstance(metric, str | None):
         parse_budgets(texts, metric)
+    for name in ("seed_with", "prior"):
+        if isinstance(criteria := given.get(name), str):
+            parse_criteria(criteria)
     try:
         return kind.model_validate(given)
     except ValidationError as error:

@@ -56,6 +56,11 @@ class RunDirectory:
         return self.path / "checkpoint"
 
     @property
+    def knowledge_path(self) -> Path:
+        """Which criteria gave first genomes and priors."""
+        return self.path / "knowledge.json"
+
+    @property
     def log_path(self) -> Path:
         """One JSON event per line."""
         return self.path / "log.jsonl"

@@ -16,6 +16,7 @@ from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import Executor, InProcessExecutor
 from evoprune.finishing import baseline_genome, finish, fitness_options, write_front
 from evoprune.interruption import InterruptedRunError
+from evoprune.knowledge import Choice, Knowledge, gather_knowledge
 from evoprune.modes import MODES, SearchTask
 from evoprune.observer import Observer
 from evoprune.options import SearchOptions, resolve_options
@@ -23,15 +24,13 @@ from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, res
 from evoprune.result import BudgetFigures, ObjectiveFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.runner import run_search
-from evoprune.search import LadderPlan, Prior, SearchConfig, Strategy, make_generator
+from evoprune.search import LadderPlan, SearchConfig, Strategy, make_generator
 from evoprune.search_progress import SearchProgress
 from fitness.data import ImageData
 from fitness.network import NETWORK_RUNG
 from fitness.precision import gains_by_bfloat16
 from fitness.recipe import EvaluatorRecipe, make_recipe
-from fitness.seeding import two_step_knowledge
 from search_spaces.errors import OptionError, RunDirectoryError
-from search_spaces.genome import BoolArray
 
 _DENSE_FILE = "dense.safetensors"
 
@@ -54,7 +53,11 @@ def run_session(
     space = preparation.space
     with run.locked():
         observer.on_stage("preparing the evaluation", None)
-        search = make_search(options, preparation)
+        knowledge = knowledge_of(options, preparation)
+        write_json(run.knowledge_path, knowledge.to_json())
+        for name, reason in knowledge.left_out.items():
+            observer.on_note(f"left out of the mixture: {name}: {reason}")
+        search = make_search(options, preparation, knowledge)
         with (
             EvaluationStore(run.evaluations_path, space.n_genes, space.fingerprint) as store,
             contextlib.closing(make_executor(options, preparation)) as executor,
@@ -74,16 +77,31 @@ def run_session(
     return result
 
 
-def make_search(options: SearchOptions, preparation: Preparation) -> Strategy:
-    """Return the search of the mode, with all that is known before the first evaluation."""
+def make_search(options: SearchOptions, preparation: Preparation, knowledge: Knowledge | None = None) -> Strategy:
+    """Return the search of the mode, with all that is known before the first evaluation.
+
+    Args:
+        options: Of the run.
+        preparation: Network, images and space.
+        knowledge: What criteria say, :func:`knowledge_of` the arguments by default.
+
+    Raises:
+        OptionError: A criterion that was asked for by name cannot be computed.
+    """
+    knowledge = knowledge or knowledge_of(options, preparation)
     config = SearchConfig(
         budgets=preparation.budgets,
         ladder=LadderPlan(judge=NETWORK_RUNG),
         population_size=options.population_size,
         n_generations=options.n_generations,
+        random_share=options.random_share,
+        prior_temperature=options.prior_temperature,
+        initial=_choice(options, preparation).initial_shares(options.population_size),
     )
-    prior, seeds = _knowledge(options, preparation, config.population_size // 2)
-    task = SearchTask(preparation.space, config, options, channel_scores=prior.scores, seeds=seeds, priors=(prior,))
+    scores = knowledge.channel_scores
+    if scores is None:
+        scores = l1_scores(preparation.dense.model, preparation.space)
+    task = SearchTask(preparation.space, config, options, scores, knowledge.seeds, knowledge.priors)
     return MODES[options.mode].build(task)
 
 
@@ -99,18 +117,26 @@ def recipe_of(options: SearchOptions, preparation: Preparation) -> EvaluatorReci
     )
 
 
-def _knowledge(options: SearchOptions, preparation: Preparation, n_seeds: int) -> tuple[Prior, BoolArray | None]:
-    """Return a prior and first genomes: by two-step elimination where weights are compensated, else by L1."""
-    if fitness_options(options, preparation).compensation != "sequential":
-        return Prior("l1", l1_scores(preparation.dense.model, preparation.space)), None
+def knowledge_of(options: SearchOptions, preparation: Preparation) -> Knowledge:
+    """Return first genomes and priors by the criteria that ``options`` name.
+
+    Raises:
+        OptionError: A criterion that was asked for by name cannot be computed.
+    """
     with _one_thread():
-        knowledge = two_step_knowledge(
+        return gather_knowledge(
             recipe_of(options, preparation),
+            _choice(options, preparation),
+            population_size=options.population_size,
             rng=make_generator(options.seed, "knowledge"),
-            n_seeds=n_seeds,
+            model=preparation.dense.model,
+            seed=options.seed,
             budgets=preparation.budgets,
         )
-    return Prior("two-step", knowledge.scores), knowledge.seeds
+
+
+def _choice(options: SearchOptions, preparation: Preparation) -> Choice:
+    return options.criteria(is_compensated=fitness_options(options, preparation).compensation == "sequential")
 
 
 def make_executor(options: SearchOptions, preparation: Preparation) -> Executor:

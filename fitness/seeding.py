@@ -1,9 +1,8 @@
-"""What the dense network's statistics tell a search before it starts: an order of the channels, and first genomes."""
+"""What the dense network's statistics tell a search before it starts: an order of the channels, and widths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,42 +19,18 @@ _GROUP_NOISE = 0.35
 _MAX_BYTES = 1 << 26
 
 
-@dataclass(frozen=True)
-class Knowledge:
-    """What a search starts from.
+def two_step_scores(recipe: EvaluatorRecipe) -> FloatArray:
+    """Return how wanted each gene is, ``(n_genes,)``, by greedy elimination on E2.
 
-    Attributes:
-        scores: ``(n_genes,)`` larger = more wanted, comparable over the whole network: the error that the gene's
-            removal adds once those less wanted are gone and the others are updated (E2).
-        seeds: ``(n, n_genes)`` feasible genomes, best guess first.
-    """
-
-    scores: FloatArray
-    seeds: BoolArray
-
-
-def two_step_knowledge(
-    recipe: EvaluatorRecipe,
-    *,
-    rng: np.random.Generator,
-    n_seeds: int,
-    budgets: Mapping[str, float],
-) -> Knowledge:
-    """Return scores and seeds from greedy elimination on E2 (PAPERS: the GA two-step method, our reading).
-
-    Statistics and eliminations come from the cache of the user where they were computed before.
+    The GA two-step method, our reading. Larger = more wanted, comparable over the whole network: the error that the
+    gene's removal adds once those less wanted are gone and the others are updated. Statistics and eliminations come
+    from the cache of the user where they were computed before.
 
     Args:
         recipe: Gives the network and the calibration images.
-        rng: Varies the seeds behind the first ones.
-        n_seeds: Genomes wanted.
-        budgets: As for :meth:`SearchSpace.repair`.
     """
     options = StatisticsOptions(max_bytes=_MAX_BYTES)
-    two_step = cached_two_step(recipe.program(), recipe.calibration_inputs(), options)
-    scores = two_step.scores()
-    seeds = width_seeds(recipe.space, scores, rng=rng, n=n_seeds, budgets=budgets)
-    return Knowledge(scores, seeds)
+    return cached_two_step(recipe.program(), recipe.calibration_inputs(), options).scores()
 
 
 def width_seeds(

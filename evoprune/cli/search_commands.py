@@ -28,6 +28,13 @@ Generations = Annotated[int, typer.Option("--generations", help="Generations aft
 NCalibrationImages = Annotated[int, typer.Option(help="Training images that a candidate is adapted on.")]
 NFitnessImages = Annotated[int, typer.Option(help="Images that judge a candidate.")]
 TrainEpochs = Annotated[int, typer.Option(help="Epochs of training where no weights are given.")]
+SeedWith = Annotated[
+    str, typer.Option(help="Criteria that propose first genomes: names of `evoprune list criteria`, mixture or none.")
+]
+PriorOption = Annotated[str, typer.Option("--prior", help="Criteria that guide mutation: NAMES, mixture or none.")]
+SeedShare = Annotated[float, typer.Option(help="Share of the first population that criteria propose.")]
+RandomShare = Annotated[float, typer.Option(help="Share of population and offspring that follows no criterion.")]
+PriorTemperature = Annotated[float, typer.Option(help="Large values make priors weak, small ones strict.")]
 Objective = Annotated[str, typer.Option(help="What is minimised: a name of `evoprune list objectives`.")]
 Compensation = Annotated[str, typer.Option(help="What a sliced network gets: sequential, merge, recalibrate or none.")]
 KindOfImages = Annotated[str, typer.Option("--fitness-images", help="auto, mixture or heldout.")]
@@ -53,6 +60,11 @@ def search(
     mode: Mode = DEFAULTS["mode"],
     population: Population = DEFAULTS["population_size"],
     generations: Generations = DEFAULTS["n_generations"],
+    seed_with: SeedWith = DEFAULTS["seed_with"],
+    prior: PriorOption = DEFAULTS["prior"],
+    seed_share: SeedShare = DEFAULTS["seed_share"],
+    random_share: RandomShare = DEFAULTS["random_share"],
+    prior_temperature: PriorTemperature = DEFAULTS["prior_temperature"],
     objective: Objective = DEFAULTS["objective"],
     compensation: Compensation = DEFAULTS["compensation"],
     fitness_images: KindOfImages = DEFAULTS["fitness_images"],
@@ -89,6 +101,11 @@ def search(
             mode=mode,
             population_size=population,
             n_generations=generations,
+            seed_with=seed_with,
+            prior=prior,
+            seed_share=seed_share,
+            random_share=random_share,
+            prior_temperature=prior_temperature,
             objective=objective,
             compensation=compensation,
             fitness_images=fitness_images,

@@ -14,7 +14,7 @@ from search_spaces.repair import Lattice
 
 #: Least relative probability of any gene, so that no change is impossible.
 FLOOR = 0.1
-UNGUIDED_NAME = "random"
+UNGUIDED_NAME = "unguided"
 
 
 @dataclass(frozen=True)

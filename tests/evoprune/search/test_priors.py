@@ -144,7 +144,7 @@ def test_credit_is_half_survival_and_half_success_and_immigrants_have_none() -> 
     expected = 0.8 * (0.2 / 2 + 0.8 * quality / quality.sum())
     np.testing.assert_allclose(mixture.shares[1:], expected)
     row = mixture.row()
-    names = ("random", "p0", "p1")
+    names = ("unguided", "p0", "p1")
     assert [row[f"n_children_{name}"] for name in names] == [1, 2, 2]
     assert [row[f"n_survivors_{name}"] for name in names] == [1, 1, 0]
     assert [row[f"share_{name}"] for name in names] == mixture.shares.tolist()
@@ -190,7 +190,7 @@ def test_a_search_gives_weight_to_the_prior_that_knows_and_says_so() -> None:
     assert mean["knows"] > 1.3 * mean["errs"]
     for row in search.logbook[1:]:
         assert sum(row[f"n_children_{name}"] for name in search.mixture.names) == row["nevals"]
-        assert row["share_random"] == config.random_share
+        assert row["share_unguided"] == config.random_share
 
 
 def test_a_search_is_not_restored_with_other_priors() -> None:

@@ -1,0 +1,232 @@
+"""What criteria know before a search begins: first genomes and mutation priors, by name.
+
+The default mixtures are what ``python -m benchmarks.priors`` recommends (``docs/priors.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from evoprune.search import InitialShares, Prior
+from fitness.criteria import CRITERIA, ChannelKnowledge, CriterionInput, cached_knowledge, draw_seeds
+from fitness.recipe import EvaluatorRecipe
+from fitness.seeding import two_step_scores
+from search_spaces.errors import EvoPruneError, OptionError, UnknownNameError
+from search_spaces.genome import BoolArray, FloatArray
+
+MIXTURE, NONE, TWO_STEP = "mixture", "none", "two-step"
+#: Seeds of the default mixture, in the order in which they are dealt: of eight, five come from two-step elimination.
+SEED_MIXTURE = (TWO_STEP,) * 5 + ("l2", "bn-gamma", "fpgm")
+PRIOR_MIXTURE = (TWO_STEP, "l2", "fpgm")
+#: Where weights are not compensated, what an update of the other weights would leave says little.
+UNCOMPENSATED_SEED_MIXTURE = ("l1", "l2", "bn-gamma", "fpgm")
+UNCOMPENSATED_PRIOR_MIXTURE = ("l1", "bn-gamma", "fpgm")
+
+CRITERION_SUMMARIES: Mapping[str, str] = {
+    **{name: criterion.summary for name, criterion in CRITERIA.items()},
+    TWO_STEP: "error that removal adds once the other weights are updated (greedy backward elimination)",
+}
+#: Images that criteria look at; more change the order of channels little and cost seconds each.
+_N_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which criteria are asked for what, and how much they decide.
+
+    Attributes:
+        seeds: Criteria that propose first genomes, in the order in which genomes are dealt to them.
+        priors: Criteria that guide mutation.
+        optional: Those that are left out where they cannot be computed for a network; for others that is an error.
+        seed_share: Share of the first population that criteria propose.
+        random_share: Share of it that is purely random.
+    """
+
+    seeds: tuple[str, ...]
+    priors: tuple[str, ...]
+    optional: frozenset[str] = frozenset()
+    seed_share: float = 0.5
+    random_share: float = 0.2
+
+    @classmethod
+    def of(
+        cls, seed_with: str, prior: str, *, is_compensated: bool, seed_share: float = 0.5, random_share: float = 0.2
+    ) -> Choice:
+        """Return the choice that the options stand for.
+
+        Args:
+            seed_with: As for :func:`parse_criteria`.
+            prior: Likewise.
+            is_compensated: Whether candidates are compensated before they are judged, which decides the mixtures.
+            seed_share: As in the class.
+            random_share: As in the class.
+
+        Raises:
+            UnknownNameError: A name is none of a criterion.
+        """
+        seeds, priors = parse_criteria(seed_with), parse_criteria(prior)
+        by_name = {*(seeds or ()), *(priors or ())}
+        if seeds is None:
+            seeds = SEED_MIXTURE if is_compensated else UNCOMPENSATED_SEED_MIXTURE
+        if priors is None:
+            priors = PRIOR_MIXTURE if is_compensated else UNCOMPENSATED_PRIOR_MIXTURE
+        return cls(seeds, priors, frozenset((*seeds, *priors)) - by_name, seed_share, random_share)
+
+    def n_seeds(self, population_size: int) -> int:
+        """Return how many first genomes criteria propose."""
+        return round(self.seed_share * population_size) if self.seeds else 0
+
+    def initial_shares(self, population_size: int) -> InitialShares:
+        """Return how the rest of the first population is composed: two uniform individuals to one mixed one.
+
+        Where no criterion may propose genomes, all of it is random.
+        """
+        n_rest = population_size - self.n_seeds(population_size)
+        random = min(1.0, self.random_share * population_size / max(n_rest, 1)) if self.seeds else 1.0
+        return InitialShares(uniform=(1 - random) * 2 / 3, random=random)
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a search starts from.
+
+    Attributes:
+        seeds: ``(n, n_genes)`` feasible genomes, best guess first; None without any.
+        priors: For mutation and repair.
+        n_seeds: Genomes per criterion.
+        left_out: Criteria of a mixture that could not be computed, with the reason.
+    """
+
+    seeds: BoolArray | None
+    priors: tuple[Prior, ...]
+    n_seeds: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def channel_scores(self) -> FloatArray | None:
+        """``(n_genes,)`` scores of the first prior that has any."""
+        return next((prior.scores for prior in self.priors if prior.scores is not None), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a run directory records."""
+        return {
+            "seeds": dict(self.n_seeds),
+            "priors": {prior.name: prior.fingerprint() for prior in self.priors},
+            "left_out": dict(self.left_out),
+        }
+
+
+def parse_criteria(text: str) -> tuple[str, ...] | None:
+    """Return the criteria in ``NAME[,NAME...]``, none for ``none``, and None for ``mixture``.
+
+    Raises:
+        UnknownNameError: A name is none of a criterion.
+        OptionError: A name is given twice, or ``mixture`` or ``none`` among others.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in (*CRITERION_SUMMARIES, MIXTURE, NONE):
+            raise UnknownNameError("criterion", name, (*CRITERION_SUMMARIES, MIXTURE, NONE))
+    if len(set(names)) < len(names) or (len(names) > 1 and {MIXTURE, NONE} & set(names)):
+        raise OptionError(
+            f"criteria are different names separated by commas, or one of {MIXTURE} and {NONE}, but got {text!r}"
+        )
+    if names == (MIXTURE,):
+        return None
+    return () if names == (NONE,) else names
+
+
+def gather_knowledge(
+    recipe: EvaluatorRecipe,
+    choice: Choice,
+    *,
+    population_size: int,
+    rng: np.random.Generator,
+    budgets: Mapping[str, float],
+    model: nn.Module | None = None,
+    seed: int = 0,
+) -> Knowledge:
+    """Return seeds and priors by the criteria of ``choice``, from the user's cache where they were computed before.
+
+    Args:
+        recipe: Gives network and calibration images.
+        choice: Which criteria, for what.
+        population_size: Individuals of the first population.
+        rng: Varies the seeds.
+        model: The dense network, for criteria that run its own code.
+        seed: For criteria that draw random numbers themselves.
+        budgets: As for :meth:`SearchSpace.repair`.
+
+    Raises:
+        EvoPruneError: A criterion that was asked for by name cannot be computed, or offers no prior; the message says
+            which one.
+    """
+    source = _Source(recipe, model, seed)
+    known: dict[str, ChannelKnowledge] = {}
+    left_out: dict[str, str] = {}
+    for name in dict.fromkeys((*choice.seeds, *choice.priors)):
+        found = source.knowledge(name)
+        if isinstance(found, ChannelKnowledge):
+            known[name] = found
+        elif name in choice.optional:
+            left_out[name] = str(found)
+        else:
+            raise OptionError(
+                f"the criterion {name!r} cannot be computed for this network: {found}; choose others with "
+                "`--seed-with` and `--prior`"
+            ) from found
+    dealt = [name for name in choice.seeds if name in known]
+    wanted = [dealt[index % len(dealt)] for index in range(choice.n_seeds(population_size) if dealt else 0)]
+    n_seeds = {name: wanted.count(name) for name in dict.fromkeys(wanted)}
+    seeds = [draw_seeds(known[name], recipe.space, rng=rng, n=n, budgets=budgets) for name, n in n_seeds.items()]
+    priors = tuple(prior_of(name, known[name]) for name in choice.priors if name in known)
+    return Knowledge(np.concatenate(seeds) if seeds else None, priors, n_seeds, left_out)
+
+
+def prior_of(name: str, knowledge: ChannelKnowledge) -> Prior:
+    """Return what ``knowledge`` means for mutation; a family of masks scores a gene by the share of masks that keep it.
+
+    Raises:
+        OptionError: The criterion only says how wide layers should be.
+    """
+    scores = knowledge.scores
+    if scores is None and knowledge.family is not None:
+        scores = knowledge.family.masks.mean(axis=0)
+    if scores is None and not knowledge.similarity and knowledge.classes is None:
+        raise OptionError(
+            f"the criterion {name!r} says how wide layers should be and not which channels matter, and so "
+            "cannot be a prior; use it with `--seed-with`"
+        )
+    return Prior(name, scores, knowledge.similarity, knowledge.classes)
+
+
+class _Source:
+    """Computes what criteria know of one network, each once."""
+
+    def __init__(self, recipe: EvaluatorRecipe, model: nn.Module | None, seed: int) -> None:
+        self._recipe = recipe
+        self._model = model
+        self._seed = seed
+        self._data: CriterionInput | None = None
+
+    def knowledge(self, name: str) -> ChannelKnowledge | EvoPruneError:
+        """Return what the criterion knows, or why it knows nothing."""
+        try:
+            if name == TWO_STEP:
+                sizes = tuple(group.size for group in self._recipe.space.groups)
+                return ChannelKnowledge(sizes, scores=two_step_scores(self._recipe), is_global=True)
+            if self._data is None:
+                self._data = self._criterion_input()
+            return cached_knowledge(CRITERIA[name], self._data)
+        except EvoPruneError as error:
+            return error
+
+    def _criterion_input(self) -> CriterionInput:
+        inputs = self._recipe.calibration_inputs()
+        spread = np.linspace(0, len(inputs) - 1, min(len(inputs), _N_IMAGES)).round().astype(np.int64)
+        return CriterionInput(self._recipe.program(), inputs[spread], model=self._model, seed=self._seed)

@@ -31,6 +31,7 @@ from fitness.network import NETWORK_RUNG
 from fitness.precision import gains_by_bfloat16
 from fitness.recipe import EvaluatorRecipe, make_recipe
 from search_spaces.errors import OptionError, RunDirectoryError
+from search_spaces.genome import BoolArray
 
 _DENSE_FILE = "dense.safetensors"
 

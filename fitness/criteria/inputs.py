@@ -22,20 +22,31 @@ from fitness.program import FoldedLayer, Program, SlicedTensors
 from search_spaces import SearchSpace
 from search_spaces.errors import DataError, OptionError
 from search_spaces.genome import FloatArray, IntArray
+from search_spaces.graph import Ref
 from search_spaces.groups import ChannelGroup
 
 #: ``read``: as consumers see them, behind batch norm and non-linearity. ``made``: behind the (folded) batch norm alone.
 MapKind = Literal["read", "made"]
+_POOLING = ("adaptive_avg_pool2d", "adaptive_avg_pool3d", "dropout", "flatten", "mean", "reshape", "view")
 
 
 @dataclass(frozen=True)
 class _View:
-    """Where the channels of a group stand in a value: ``places`` ``(g, m)``; ``layer`` reads or makes it."""
+    """Where the channels of a group stand in a value.
+
+    Attributes:
+        group: Index of the group.
+        value: Name of the value.
+        places: ``(g, m)``.
+        is_spatial: Channels are the second dimension; else features are the last.
+        is_flattened: The ``m`` features of a gene are the pixels of one map.
+    """
 
     group: int
     value: str
     places: IntArray
-    layer: FoldedLayer
+    is_spatial: bool
+    is_flattened: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +223,7 @@ class CriterionInput:
             layer = step.layer
             if layer is None:
                 continue
-            source = step.operation.args[0].name
+            source, is_spatial = self._map_behind(step.operation.args[0].name, bool(layer.kernel))
             for index, group in self.groups:
                 if layer.in_genes is not None and group.start in layer.in_genes:
                     places = _places(layer.in_genes, group)
@@ -220,10 +231,28 @@ class CriterionInput:
                         width = len(layer.in_genes)
                         shifts = np.arange(layer.record.groups) * width
                         places = (places[:, None, :] + shifts[:, None]).reshape(len(places), -1)
-                    read.setdefault((index, source), _View(index, source, places, layer))
+                    read.setdefault((index, source), _View(index, source, places, is_spatial, not is_spatial))
                 if not layer.record.is_depthwise and group.start in layer.out_genes:
-                    made.append(_View(index, layer.name, _places(layer.out_genes, group), layer))
+                    places = _places(layer.out_genes, group)
+                    made.append(_View(index, layer.name, places, bool(layer.kernel), is_flattened=False))
         return {"read": list(read.values()), "made": made}
+
+    def _map_behind(self, name: str, is_spatial: bool) -> tuple[str, bool]:
+        """Return the map that a global average was taken of, where ``name`` is one, and whether it has places.
+
+        One number per image tells too little of a channel, and the average is only how the classifier reads the map.
+        """
+        operations = {step.operation.name: step.operation for step in self.program.steps}
+        operation = operations.get(name)
+        n_channels = operation.shape[1] if operation is not None and len(operation.shape) > 1 else 0
+        while operation is not None and operation.op in _POOLING:
+            argument = operation.args[0]
+            operation = operations.get(argument.name) if isinstance(argument, Ref) else None
+            if operation is None or len(operation.shape) < 2 or operation.shape[1] != n_channels:
+                break
+            if len(operation.shape) > 3 and max(operation.shape[2:]) > 1:
+                return operation.name, True
+        return name, is_spatial
 
     def batches(self, kind: MapKind = "read", n_images: int | None = None) -> Iterator[dict[int, list[Tensor]]]:
         """Yield, batch by batch, the feature maps of every group that has any, in float32.
@@ -244,7 +273,7 @@ class CriterionInput:
 
             def record(name: str, value: Any, maps: dict[int, list[Tensor]] = maps) -> None:
                 for view in by_value.get(name, ()):
-                    maps.setdefault(view.group, []).append(_maps_of(value, view, is_input=kind == "read"))
+                    maps.setdefault(view.group, []).append(_maps_of(value, view))
 
             with torch.no_grad():
                 self.program.run(dense, [part], on_value=record)
@@ -359,20 +388,19 @@ def _places(genes: IntArray, group: ChannelGroup) -> IntArray:
     return order[np.argsort(genes[order], kind="stable")].reshape(group.size, -1)
 
 
-def _maps_of(value: Tensor, view: _View, *, is_input: bool) -> Tensor:
+def _maps_of(value: Tensor, view: _View) -> Tensor:
     """Return ``(batch, g, m, height, width)``, a copy."""
     places = torch.from_numpy(view.places).to(value.device)
     size, m = places.shape
-    if view.layer.kernel:
+    if view.is_spatial:
         maps = value[:, places.flatten()].unflatten(1, (size, m))
-        if maps.ndim == 4:
-            return maps.unsqueeze(3)
-        return maps.flatten(3, -2)
+        return maps.unsqueeze(3) if maps.ndim == 4 else maps.flatten(3, -2)
     if value.ndim > 2:  # features last: the dimensions between are places
         maps = value[..., places.flatten()].movedim(-1, 1).flatten(2)
         return maps.unflatten(1, (size, m)).unsqueeze(3)
     maps = value[:, places.flatten()].unflatten(1, (size, m))
+    if not view.is_flattened:
+        return maps[..., None, None]
     side = int(m**0.5)
-    if is_input and side * side == m:
-        return maps.unflatten(2, (side, side)).unsqueeze(2)
-    return maps.unsqueeze(2).unsqueeze(2) if is_input else maps[..., None, None]
+    shape = (side, side) if side * side == m else (1, m)
+    return maps.unflatten(2, shape).unsqueeze(2)

@@ -281,6 +281,8 @@ class SequentialCompensation:
     def __call__(self, genome: BoolArray, prefix: Prefix | None = None) -> SlicedTensors:
         """Return the sliced tensors of ``genome`` in float32, with the solvable layers re-solved.
 
+        A layer whose regression is ill-conditioned keeps its weights, and is named in ``uncompensated``.
+
         Args:
             genome: ``(n_genes,)``.
             prefix: What :meth:`prefix` returned for a genome that agrees with this one on all genes before its step.
@@ -289,6 +291,7 @@ class SequentialCompensation:
         if prefix is not None:
             tensors.weights.update(prefix.solved.weights)
             tensors.biases.update(prefix.solved.biases)
+            tensors.uncompensated = prefix.solved.uncompensated
         running = tensors.cast(self.inputs.dtype)
 
         def solve(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
@@ -301,7 +304,8 @@ class SequentialCompensation:
             offset = None if target.partner is None else gather_outputs(values[target.partner], target.positions)
             regression = Regression(regressors, self.options.damping, layer.has_bias)
             if not regression.is_well_posed:
-                _LOGGER.warning("compensation of %s skipped: the regression is ill-conditioned", layer.name)
+                _LOGGER.info("compensation of %s skipped: the regression is ill-conditioned", layer.name)
+                tensors.uncompensated += (layer.name,)
                 return
             weight, bias = to_rows(tensors.weights[layer.name]), tensors.biases[layer.name]
             passes = self.options.n_rectified_passes if target.is_rectified else 0
@@ -331,7 +335,11 @@ class SequentialCompensation:
         tensors = self(genome)
         names = [s.layer.name for s in self.program.steps[:step] if s.layer is not None]
         solved = SlicedTensors(
-            {name: tensors.weights[name] for name in names}, {name: tensors.biases[name] for name in names}, {}, genome
+            {name: tensors.weights[name] for name in names},
+            {name: tensors.biases[name] for name in names},
+            {},
+            genome,
+            tuple(name for name in tensors.uncompensated if name in names),
         )
         return Prefix(step, run_prefix(self.program, tensors, self.inputs, step), solved)
 

@@ -20,7 +20,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fitness.evaluation import Evaluation
 from fitness.gradients import Descent, autocast, distillation_loss, first_logits
-from fitness.network import JudgedImages, quality
+from fitness.memory import with_smaller_batches
+from fitness.network import JudgedImages, judge
 from fitness.options import OBJECTIVES
 from fitness.program import Program, SlicedTensors
 from fitness.writeback import compensated_model
@@ -45,6 +46,7 @@ class DistillationOptions:
         warm_up_share: Part of the steps in which the learning rate grows, in [0, 1).
         max_gradient_norm: Longer gradients are shortened to this.
         objective: A name of :data:`fitness.options.OBJECTIVES`; minimised.
+        objective_temperature: At which ``kl`` compares the predictions.
         seed: Together with the genome it decides the order of the images.
     """
 
@@ -58,6 +60,7 @@ class DistillationOptions:
     warm_up_share: float = 0.1
     max_gradient_norm: float = 5.0
     objective: Literal["kl", "cross_entropy", "error"] = "kl"
+    objective_temperature: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +77,7 @@ class DistillationOptions:
             ("batch_size >= 2", self.batch_size >= 2, self.batch_size),
             ("0 < learning_rate < inf", 0 < self.learning_rate < math.inf, self.learning_rate),
             ("0 < temperature < inf", 0 < self.temperature < math.inf, self.temperature),
+            ("0 < objective_temperature < inf", 0 < self.objective_temperature < math.inf, self.objective_temperature),
             ("0 <= alpha <= 1", 0 <= self.alpha <= 1, self.alpha),
             ("0 <= momentum < 1", 0 <= self.momentum < 1, self.momentum),
             ("0 <= weight_decay < inf", 0 <= self.weight_decay < math.inf, self.weight_decay),
@@ -158,17 +162,16 @@ class DistillationEvaluator:
     def _judge_each(self, genomes: BoolArray) -> Iterator[Evaluation]:
         for genome in genomes:
             started = time.perf_counter()
-            metrics: dict[str, float] = {}
-            objective, failure = math.inf, ""
+
+            def logits(genome: BoolArray = genome) -> Tensor:
+                return self._logits(self.finetuned(genome))
+
             try:
-                metrics = quality(self._logits(self.finetuned(genome)), self.images)
-                objective = metrics[self.options.objective]
-            except torch.OutOfMemoryError as error:
-                failure = f"out of memory: {error}"
+                metrics, objective, failure = judge(
+                    logits, self.images, self.options.objective, self.options.objective_temperature
+                )
             except DivergedError as error:
-                failure = str(error)
-            if not failure and not all(math.isfinite(value) for value in metrics.values()):
-                metrics, objective, failure = {}, math.inf, "the predictions are not finite"
+                metrics, objective, failure = {}, math.inf, f"distillation diverged: {error}"
             seconds = time.perf_counter() - started
             n_images = len(self.images.inputs)
             yield Evaluation(genome_digest(genome), DISTILLATION_RUNG, n_images, objective, metrics, seconds, failure)
@@ -222,5 +225,8 @@ class DistillationEvaluator:
                 yield torch.from_numpy(indices).to(self.device)
 
     def _logits(self, student: nn.Module) -> Tensor:
-        with torch.inference_mode(), autocast(self.device):
-            return torch.cat([first_logits(student(part.float())) for part in self.images.inputs.split(256)])
+        def run(size: int) -> Tensor:
+            with torch.inference_mode(), autocast(self.device):
+                return torch.cat([first_logits(student(part.float())) for part in self.images.inputs.split(size)])
+
+        return with_smaller_batches(run, 256)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from search_spaces.genome import BoolArray
+from search_spaces.genome import BoolArray, FloatArray, genome_digest
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Evaluation:
         digest: Identity of the genome, :func:`search_spaces.genome.genome_digest`.
         rung: Name of the rung that produced the number.
         n_images: Images that the number rests on; 0 where no image was passed forward.
-        objective: What the search minimises; ``inf`` for a failed evaluation, never NaN.
+        objective: What the search minimises; ``inf`` for a failed evaluation, never NaN nor ``-inf``.
         metrics: Further figures by name (``kl``, ``cross_entropy``, ``accuracy`` as a fraction, ...).
         seconds: Wall time; not part of equality, since it differs between equal runs.
-        failure: Why the evaluation failed; empty when it did not.
+        failure: Why the evaluation failed, as ``reason: particulars``; empty when it did not.
     """
 
     digest: str
@@ -33,10 +33,31 @@ class Evaluation:
     failure: str = ""
 
     def __post_init__(self) -> None:
-        """Turn a NaN objective into a failed evaluation, so that no comparison ever meets a NaN."""
-        if math.isnan(self.objective):
+        """Turn an objective that is not finite into a failed evaluation, so that no comparison ever meets a NaN."""
+        if not math.isfinite(self.objective):
+            reason = "the objective is NaN" if math.isnan(self.objective) else "the objective is infinite"
             object.__setattr__(self, "objective", math.inf)
-            object.__setattr__(self, "failure", self.failure or "the objective is NaN")
+            object.__setattr__(self, "failure", self.failure or reason)
+
+    @property
+    def failure_reason(self) -> str:
+        """The part of ``failure`` that equal failures of other genomes share; empty where there is none."""
+        return self.failure.partition(":")[0]
+
+
+def evaluations_without_images(
+    genomes: BoolArray,
+    rung: str,
+    objectives: Sequence[float] | FloatArray,
+    metrics: Sequence[Mapping[str, float]],
+    seconds: float,
+) -> list[Evaluation]:
+    """Return one evaluation per row of ``genomes`` ``(n, n_genes)``, which were judged at once in ``seconds``."""
+    share = seconds / max(len(genomes), 1)
+    return [
+        Evaluation(genome_digest(genome), rung, 0, float(objective), entry, share)
+        for genome, objective, entry in zip(genomes, objectives, metrics, strict=True)
+    ]
 
 
 class Evaluator(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch.nn import functional
 
 from fitness.compensation import Prefix, SequentialCompensation, run_prefix
 from fitness.evaluation import Evaluation
+from fitness.memory import is_out_of_memory, with_smaller_batches
 from fitness.merging import MergeCompensation
 from fitness.options import FitnessOptions
 from fitness.program import Program, SlicedTensors
-from search_spaces.errors import GenomeShapeError
+from search_spaces.errors import GenomeShapeError, UnknownNameError
 from search_spaces.genome import BoolArray, IntArray, genome_digest
 
 NETWORK_RUNG = "network"
@@ -42,11 +43,17 @@ class JudgedImages:
 
 
 def logits_of(program: Program, tensors: SlicedTensors, inputs: Tensor, batch_size: int) -> Tensor:
-    """Return float32 logits ``(n, n_classes)``; the network runs in the dtype of ``inputs``."""
+    """Return float32 logits ``(n, n_classes)``; the network runs in the dtype of ``inputs``.
+
+    Where memory does not suffice for ``batch_size`` images, half as many are tried, down to one.
+    """
     running = tensors.cast(inputs.dtype)
-    with torch.inference_mode():
-        parts = [program.run(running, [part])[program.outputs[0]].float() for part in inputs.split(batch_size)]
-    return torch.cat(parts)
+
+    def run(size: int) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([program.run(running, [p])[program.outputs[0]].float() for p in inputs.split(size)])
+
+    return with_smaller_batches(run, batch_size)
 
 
 def quality(logits: Tensor, images: JudgedImages, temperature: float = 1.0) -> dict[str, float]:
@@ -82,6 +89,25 @@ def quality(logits: Tensor, images: JudgedImages, temperature: float = 1.0) -> d
     }
 
 
+def judge(
+    logits: Callable[[], Tensor], images: JudgedImages, objective: str, temperature: float
+) -> tuple[dict[str, float], float, str]:
+    """Return metrics, objective and failure of what ``logits()`` returns; either metrics or failure are empty.
+
+    A candidate for which memory does not suffice, or whose predictions are not finite, fails alone: its objective is
+    ``inf``. Any other error passes.
+    """
+    try:
+        metrics = quality(logits(), images, temperature)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return {}, math.inf, f"out of memory: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    if not all(math.isfinite(value) for value in metrics.values()):
+        return {}, math.inf, "the predictions are not finite"
+    return metrics, metrics[objective], ""
+
+
 def _geometric_mean(values: Sequence[float]) -> float:
     """Return the geometric mean; values of rounding size count as zero."""
     if any(math.isnan(value) for value in values):
@@ -100,6 +126,7 @@ class NetworkEvaluator:
         calibration_inputs: Tensor,
         options: FitnessOptions,
         part_sizes: Sequence[int] = (),
+        rung: str = NETWORK_RUNG,
     ) -> None:
         """Compute the dense network's predictions and targets once.
 
@@ -110,7 +137,9 @@ class NetworkEvaluator:
             calibration_inputs: Likewise, from training data.
             options: How to judge.
             part_sizes: Sizes of the parts of the fitness images; one part by default.
+            rung: Name of the rung.
         """
+        self.rung = rung
         self.program = program
         self.options = options
         dense = program.slice(program.space.all_ones()[0])
@@ -126,28 +155,42 @@ class NetworkEvaluator:
     @property
     def rungs(self) -> Sequence[str]:
         """The one rung of this evaluator."""
-        return (NETWORK_RUNG,)
+        return (self.rung,)
 
     def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
-        """Return one evaluation per genome, ``(n, n_genes)``; each is independent of the others."""
-        assert rung == NETWORK_RUNG, rung
+        """Return one evaluation per genome, ``(n, n_genes)``; each is independent of the others.
+
+        Besides the metrics of :func:`quality` there is ``n_uncompensated``: layers that lost inputs but keep their
+        weights, since their regression is ill-conditioned. A candidate that fails, fails alone (:func:`judge`).
+
+        Raises:
+            UnknownNameError: There is no such rung.
+        """
+        if rung not in self.rungs:
+            raise UnknownNameError("rung", rung, self.rungs)
         return list(self._judge_each(genomes))
 
     def _judge_each(self, genomes: BoolArray) -> Iterator[Evaluation]:
         for genome in genomes:
             started = time.perf_counter()
-            digest = genome_digest(genome)
-            n_images = len(self.images.inputs)
-            try:
-                logits = self._predict(genome)
-                metrics = quality(logits, self.images, self.options.temperature)
-                objective, failure = metrics[self.options.objective], ""
-            except torch.OutOfMemoryError as error:
-                metrics, objective, failure = {}, math.inf, f"out of memory: {error}"
-            yield Evaluation(digest, NETWORK_RUNG, n_images, objective, metrics, time.perf_counter() - started, failure)
+            n_uncompensated = 0
 
-    def _predict(self, genome: BoolArray) -> Tensor:
-        tensors = self.compensate(genome) if self.compensate is not None else self.program.slice(genome)
+            def logits(genome: BoolArray = genome) -> Tensor:
+                nonlocal n_uncompensated
+                tensors = self._tensors(genome)
+                n_uncompensated = len(tensors.uncompensated)
+                return self._predict(tensors)
+
+            metrics, objective, failure = judge(logits, self.images, self.options.objective, self.options.temperature)
+            if not failure:
+                metrics["n_uncompensated"] = float(n_uncompensated)
+            n_images, seconds = len(self.images.inputs), time.perf_counter() - started
+            yield Evaluation(genome_digest(genome), self.rung, n_images, objective, metrics, seconds, failure)
+
+    def _tensors(self, genome: BoolArray) -> SlicedTensors:
+        return self.compensate(genome) if self.compensate is not None else self.program.slice(genome)
+
+    def _predict(self, tensors: SlicedTensors) -> Tensor:
         return logits_of(self.program, tensors, self.images.inputs, self.options.batch_size)
 
 
@@ -168,7 +211,7 @@ class StageEvaluator(NetworkEvaluator):
             open_genes: Indices of the genes that may differ.
             max_bytes: Bound on the activations kept; where they need more, nothing is shared.
         """
-        self.program, self.options, self.images = whole.program, whole.options, whole.images
+        self.program, self.options, self.images, self.rung = whole.program, whole.options, whole.images, whole.rung
         self.compensate = whole.compensate
         self.reference = genome.copy()
         self.is_open = np.zeros(len(genome), np.bool_)
@@ -189,19 +232,24 @@ class StageEvaluator(NetworkEvaluator):
             self._shared, self._step = None, 0
             self._starts = []
 
-    def _predict(self, genome: BoolArray) -> Tensor:
+    def _tensors(self, genome: BoolArray) -> SlicedTensors:
         if not np.array_equal(genome[~self.is_open], self.reference[~self.is_open]):
             raise GenomeShapeError(
                 "a stage judges genomes that agree outside its open genes, but got one that differs in "
                 f"{int((genome != self.reference)[~self.is_open].sum())} other genes; evaluate it with the whole space"
             )
+        return self.program.slice(genome) if self.compensate is None else self.compensate(genome, self._shared)
+
+    def _predict(self, tensors: SlicedTensors) -> Tensor:
         if not self._starts:
-            return super()._predict(genome)
-        tensors = self.program.slice(genome)
-        if self.compensate is not None:
-            tensors = self.compensate(genome, self._shared)
+            return super()._predict(tensors)
         running = tensors.cast(self.images.inputs.dtype)
         output = self.program.outputs[0]
-        with torch.inference_mode():
-            parts = [self.program.run(running, [], env=env, start=self._step)[output].float() for env in self._starts]
-        return torch.cat(parts)
+        try:
+            with torch.inference_mode():
+                ends = [self.program.run(running, [], env=env, start=self._step) for env in self._starts]
+                return torch.cat([values[output].float() for values in ends])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return super()._predict(tensors)  # from the images on, in batches of any size

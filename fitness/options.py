@@ -34,7 +34,10 @@ class FitnessOptions:
         temperature: At which ``kl`` compares the predictions; at high ones every image counts, not only unsure ones.
         fitness_images: A name of :data:`FITNESS_IMAGES`.
         n_fitness_images: Images on which a candidate is judged.
+        n_elite_images: Images on which the rung judges that adapts a candidate as it would be shipped.
         n_calibration_images: Training images from which a candidate is compensated.
+        n_lessons: Training images that candidates are finetuned on, where they are.
+        n_distillation_steps: Gradient steps of such a finetuning.
         compensation: A name of :data:`COMPENSATIONS`; what a candidate gets before it is judged.
         solve: How layers are solved.
         final_calibration_images: Training images for the network that is handed back.
@@ -48,7 +51,10 @@ class FitnessOptions:
     temperature: float = 16.0
     fitness_images: Literal["mixture", "heldout"] = "mixture"
     n_fitness_images: int = 512
+    n_elite_images: int = 2048
     n_calibration_images: int = 256
+    n_lessons: int = 4096
+    n_distillation_steps: int = 200
     compensation: Literal["sequential", "merge", "recalibrate", "none"] = "sequential"
     solve: CompensationOptions = field(default_factory=CompensationOptions)
     final_calibration_images: int = 2000
@@ -76,6 +82,9 @@ class FitnessOptions:
         for rule in (
             "n_fitness_images",
             "n_calibration_images",
+            "n_elite_images",
+            "n_lessons",
+            "n_distillation_steps",
             "final_calibration_images",
             "final_positions",
             "batch_size",

@@ -99,12 +99,16 @@ class Step:
 #: Weight and bias per layer operation, and the remaining tensors by graph name.
 @dataclass
 class SlicedTensors:
-    """The tensors of one candidate: ``weights`` and ``biases`` per layer name, ``others`` per graph name."""
+    """The tensors of one candidate: ``weights`` and ``biases`` per layer name, ``others`` per graph name.
+
+    ``uncompensated`` names the layers that a compensation left as they were, since their system is ill-conditioned.
+    """
 
     weights: dict[str, Tensor]
     biases: dict[str, Tensor]
     others: dict[str, Tensor]
     kept: BoolArray
+    uncompensated: tuple[str, ...] = ()
 
     def cast(self, dtype: torch.dtype) -> SlicedTensors:
         """Return the same tensors in ``dtype``; integer ones stay as they are."""
@@ -112,7 +116,8 @@ class SlicedTensors:
         def convert(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: t.to(dtype) if t.is_floating_point() else t for name, t in table.items()}
 
-        return SlicedTensors(convert(self.weights), convert(self.biases), convert(self.others), self.kept)
+        tables = (convert(table) for table in (self.weights, self.biases, self.others))
+        return SlicedTensors(*tables, self.kept, self.uncompensated)
 
 
 def keep_mask(genes: IntArray, genome: BoolArray) -> BoolArray:

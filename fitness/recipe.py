@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,15 +15,16 @@ from torch.nn import functional
 from fitness.compensation import SequentialCompensation
 from fitness.data import ImageBatch, ImageData, normalise, plain_and_noisy
 from fitness.evaluation import Evaluator
+from fitness.ladder import SHIPPED_RUNG, ModelSource, build_ladder, check_rung, final_solve, needs_modules
 from fitness.merging import MergeCompensation
-from fitness.network import NetworkEvaluator
+from fitness.network import NETWORK_RUNG
 from fitness.options import FitnessOptions
 from fitness.precision import gains_by_bfloat16
 from fitness.program import Program
 from fitness.recalibration import recalibrate
 from fitness.writeback import compensated_model
 from search_spaces import SearchSpace, prune_model
-from search_spaces.genome import BoolArray
+from search_spaces.genome import BoolArray, IntArray
 from search_spaces.surgery import named_tensors
 
 _IMAGE_STREAM = 0x1A6E5
@@ -40,6 +41,10 @@ class EvaluatorRecipe:
         std: Likewise.
         device: Where candidates run.
         part_sizes: Sizes of the parts of the fitness images, each of one kind.
+        elite_part_sizes: Likewise, of the images of the rung that judges what will be shipped.
+        rungs: Names of the rungs that the evaluator offers, cheapest first (:data:`fitness.ladder.RUNGS`).
+        seed: Of what a finetuning draws.
+        source: How the network's own modules are built, where a rung needs them; None for a Python object.
         arrays: Weights (``tensor/<name>``) and uint8 images; shared by the workers of one machine.
     """
 
@@ -49,6 +54,10 @@ class EvaluatorRecipe:
     std: tuple[float, ...]
     device: str = "cpu"
     part_sizes: tuple[int, ...] = ()
+    elite_part_sizes: tuple[int, ...] = ()
+    rungs: tuple[str, ...] = (NETWORK_RUNG,)
+    seed: int = 0
+    source: ModelSource | None = None
     arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def with_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> EvaluatorRecipe:
@@ -66,20 +75,26 @@ class EvaluatorRecipe:
 
     def calibration_inputs(self) -> Tensor:
         """Return the normalised calibration images, in the dtype that candidates run in."""
-        return self._inputs("calibration/images")
+        return self.inputs("calibration/images")
 
-    def build(self) -> Evaluator:
-        """Return the evaluator, with everything that depends on the dense network alone computed."""
-        return NetworkEvaluator(
-            self.program(),
-            self._inputs("fitness/images"),
-            _tensor(self.arrays["fitness/soft_labels"]).to(self.device),
-            self.calibration_inputs(),
-            self.options,
-            self.part_sizes,
-        )
+    def build(self, model: nn.Module | None = None) -> Evaluator:
+        """Return the evaluator, with everything that depends on the dense network alone computed.
 
-    def _inputs(self, name: str) -> Tensor:
+        Args:
+            model: The dense network, where it is at hand: only a rung that finetunes needs it, and builds it from
+                ``source`` otherwise.
+
+        Raises:
+            OptionError: A rung needs the network's modules, and there is neither ``model`` nor ``source``.
+        """
+        return build_ladder(self, model)
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the array ``name`` on the device."""
+        return _tensor(self.arrays[name]).to(self.device)
+
+    def inputs(self, name: str) -> Tensor:
+        """Return the images ``name``, normalised, in the dtype that candidates run in."""
         dtype = torch.bfloat16 if gains_by_bfloat16(self.device) else torch.float32
         images = normalise(_tensor(self.arrays[name]), self.mean, self.std).to(self.device, dtype)
         return images.contiguous(memory_format=torch.channels_last)
@@ -93,11 +108,15 @@ def make_recipe(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    rungs: Sequence[str] = (NETWORK_RUNG,),
+    source: ModelSource | None = None,
 ) -> EvaluatorRecipe:
     """Return the recipe of the evaluator for ``model``.
 
     Calibration images are training images; fitness images are validation images, as they are or as a mixture. The
-    test set is not touched. The choice of images depends on ``seed`` and the data only.
+    test set is not touched. The choice of images depends on ``seed`` and the data only. The rung that judges what will
+    be shipped has validation images of its own, as far as there are enough, and the very calibration images of
+    :func:`final_network`.
 
     Args:
         model: The dense network.
@@ -106,24 +125,54 @@ def make_recipe(
         options: How to judge.
         seed: Chooses the images.
         device: Where candidates will run.
+        rungs: What the evaluator offers, cheapest first; names of :data:`fitness.ladder.RUNGS`.
+        source: How a worker can build ``model`` anew, where it has a name.
+
+    Raises:
+        UnknownNameError: There is no such rung.
     """
+    for rung in rungs:
+        check_rung(rung)
     options = options or FitnessOptions()
     rng = np.random.default_rng([seed, _IMAGE_STREAM])
     calibration = _draw(data.train, options.n_calibration_images, rng)
-    fitness = _draw(data.val, options.n_fitness_images, rng)
-    part_sizes: tuple[int, ...] = (len(fitness),)
-    if options.fitness_images == "mixture":
-        fitness, part_sizes = plain_and_noisy(fitness, rng=rng)
-    soft = fitness.soft_labels
-    if soft is None:
-        soft = functional.one_hot(fitness.labels, data.n_classes).float()
+    judged = _indices(len(data.val), options.n_fitness_images, rng)
+    fitness, part_sizes = _as_judged(data.val.take(judged), options, rng)
     arrays: dict[str, npt.NDArray[Any]] = {
         f"tensor/{name}": tensor.detach().cpu().numpy() for name, tensor in named_tensors(model).items()
     }
     arrays["calibration/images"] = calibration.images.numpy()
-    arrays["fitness/images"] = fitness.images.numpy()
-    arrays["fitness/soft_labels"] = soft.float().numpy()
-    return EvaluatorRecipe(space, options, tuple(data.mean), tuple(data.std), str(device), part_sizes, arrays)
+    arrays["calibration/labels"] = calibration.labels.numpy()
+    arrays |= _judged_arrays("fitness", fitness, data.n_classes)
+    elite_part_sizes: tuple[int, ...] = ()
+    if SHIPPED_RUNG in rungs:
+        rng = np.random.default_rng([seed, _IMAGE_STREAM, 2])
+        elite = data.val.take(_unseen_first(len(data.val), judged, options.n_elite_images, rng))
+        elite, elite_part_sizes = _as_judged(elite, options, rng)
+        arrays |= _judged_arrays("elite", elite, data.n_classes)
+        arrays["final/images"] = final_images(data, options, seed).numpy()
+    if needs_modules(rungs):
+        lessons = _draw(data.train, options.n_lessons, np.random.default_rng([seed, _IMAGE_STREAM, 3]))
+        arrays["lessons/images"], arrays["lessons/labels"] = lessons.images.numpy(), lessons.labels.numpy()
+    return EvaluatorRecipe(
+        space=space,
+        options=options,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        device=str(device),
+        part_sizes=part_sizes,
+        elite_part_sizes=elite_part_sizes,
+        rungs=tuple(rungs),
+        seed=seed,
+        source=source,
+        arrays=arrays,
+    )
+
+
+def final_images(data: ImageData, options: FitnessOptions, seed: int) -> Tensor:
+    """Return the uint8 training images from which the network that is handed back is compensated."""
+    rng = np.random.default_rng([seed, _IMAGE_STREAM, 1])
+    return _draw(data.train, options.final_calibration_images, rng).images
 
 
 def final_network(
@@ -134,6 +183,7 @@ def final_network(
     options: FitnessOptions | None = None,
     *,
     seed: int = 0,
+    on_uncompensated: Callable[[tuple[str, ...]], None] | None = None,
 ) -> nn.Module:
     """Return the small network that ``genome`` describes, compensated with all care; no gradient step is taken.
 
@@ -144,11 +194,11 @@ def final_network(
         data: Training images are used, nothing else.
         options: ``compensation``, ``final_calibration_images`` and ``final_positions`` count here.
         seed: Chooses the calibration images.
+        on_uncompensated: Hears of layers that keep their weights, since their regression is ill-conditioned; not called
+            where there are none.
     """
     options = options or FitnessOptions()
-    rng = np.random.default_rng([seed, _IMAGE_STREAM, 1])
-    images = _draw(data.train, options.final_calibration_images, rng).images
-    inputs = normalise(images, data.mean, data.std)
+    inputs = normalise(final_images(data, options, seed), data.mean, data.std)
     if options.compensation == "none":
         return prune_model(model, space, genome).eval()
     if options.compensation == "recalibrate":
@@ -158,22 +208,42 @@ def final_network(
     program = Program(space, named_tensors(model))
     if options.compensation == "merge":
         return compensated_model(model, program, MergeCompensation(program, inputs)(genome))
-    solve = replace(
-        options.solve,
-        n_positions=options.final_positions,
-        max_multiplications=options.final_multiplications,
-        every_layer=True,
-        n_rectified_passes=options.final_rectified_passes,
-    )
-    tensors = SequentialCompensation(program, inputs, solve)(genome)
+    tensors = SequentialCompensation(program, inputs, final_solve(options))(genome)
+    if tensors.uncompensated and on_uncompensated is not None:
+        on_uncompensated(tensors.uncompensated)
     return compensated_model(model, program, tensors)
 
 
 def _draw(split: Any, n: int, rng: np.random.Generator) -> ImageBatch:
     """Return ``n`` images of ``split``, or all where it has fewer, drawn without replacement."""
-    indices = rng.choice(len(split), min(n, len(split)), replace=False)
-    batch: ImageBatch = split.take(np.sort(indices))
+    batch: ImageBatch = split.take(_indices(len(split), n, rng))
     return batch
+
+
+def _indices(n_images: int, n: int, rng: np.random.Generator) -> IntArray:
+    return np.sort(rng.choice(n_images, min(n, n_images), replace=False))
+
+
+def _unseen_first(n_images: int, seen: IntArray, n: int, rng: np.random.Generator) -> IntArray:
+    """Return ``n`` of ``n_images`` indices, or all; those in ``seen`` only where the others do not suffice."""
+    unseen = np.setdiff1d(np.arange(n_images), seen)
+    n_unseen = min(n, len(unseen))
+    again = rng.choice(seen, min(n, n_images) - n_unseen, replace=False)
+    return np.sort(np.concatenate([rng.choice(unseen, n_unseen, replace=False), again]))
+
+
+def _as_judged(
+    batch: ImageBatch, options: FitnessOptions, rng: np.random.Generator
+) -> tuple[ImageBatch, tuple[int, ...]]:
+    """Return the images that judge, and the sizes of their parts."""
+    return plain_and_noisy(batch, rng=rng) if options.fitness_images == "mixture" else (batch, (len(batch),))
+
+
+def _judged_arrays(name: str, batch: ImageBatch, n_classes: int) -> dict[str, npt.NDArray[Any]]:
+    soft = batch.soft_labels
+    if soft is None:
+        soft = functional.one_hot(batch.labels, n_classes)
+    return {f"{name}/images": batch.images.numpy(), f"{name}/soft_labels": soft.float().numpy()}
 
 
 def _tensor(array: npt.NDArray[Any]) -> Tensor:

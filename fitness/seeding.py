@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fitness.recipe import EvaluatorRecipe
-from fitness.statistics import StatisticsOptions
+from fitness.statistics import SEARCH_STATISTICS
 from fitness.statistics_cache import cached_two_step
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, FloatArray
@@ -15,8 +15,6 @@ from search_spaces.genome import BoolArray, FloatArray
 #: Exponents of the marginal error; 1 is error per cost, smaller ones spread the cuts more evenly over the layers.
 _EXPONENTS = (1.0, 0.75, 0.5)
 _GROUP_NOISE = 0.35
-#: Covariances beyond it are not kept; the widest layers are then ordered by E1, which takes seconds and not a minute.
-_MAX_BYTES = 1 << 26
 
 
 def two_step_scores(recipe: EvaluatorRecipe) -> FloatArray:
@@ -29,8 +27,7 @@ def two_step_scores(recipe: EvaluatorRecipe) -> FloatArray:
     Args:
         recipe: Gives the network and the calibration images.
     """
-    options = StatisticsOptions(max_bytes=_MAX_BYTES)
-    return cached_two_step(recipe.program(), recipe.calibration_inputs(), options).scores()
+    return cached_two_step(recipe.program(), recipe.calibration_inputs(), SEARCH_STATISTICS).scores()
 
 
 def width_seeds(

@@ -56,7 +56,7 @@ class StaticCompensation:
     def __call__(self, genome: BoolArray) -> SlicedTensors:
         """Return the sliced tensors of ``genome`` ``(n_genes,)`` in float32, compensated.
 
-        A layer whose system is ill-conditioned keeps its weights, with a warning.
+        A layer whose system is ill-conditioned keeps its weights, and is named in ``uncompensated``.
         """
         tensors = self.program.slice(genome)
         with torch.no_grad():
@@ -82,7 +82,8 @@ class StaticCompensation:
             rows = whole[torch.from_numpy(keep_out[index])]
             change = self._change(consumer, index, view, rows, kept, dropped)
             if change is None:
-                _LOGGER.warning("compensation of %s skipped: the regression is ill-conditioned", layer.name)
+                _LOGGER.info("compensation of %s skipped: the regression is ill-conditioned", layer.name)
+                tensors.uncompensated += (layer.name,)
                 return
             mean = consumer.mean[index]
             new_rows.append(rows[:, kept] + change)

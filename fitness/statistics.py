@@ -59,6 +59,11 @@ class StatisticsOptions:
             raise OptionError(f"`max_bytes >= 0` must hold, but got {self.max_bytes}")
 
 
+#: Of a search. Larger covariances are not kept: the widest layers are then ordered by E1, which takes seconds and not a
+#: minute.
+SEARCH_STATISTICS = StatisticsOptions(max_bytes=1 << 26)
+
+
 @dataclass(frozen=True)
 class ConsumerStatistics:
     """What one layer that reads removable channels says about them.

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from fitness.elimination import Elimination, LayerElimination, PlainElimination, UpdatedElimination, eliminate
-from fitness.evaluation import Evaluation
+from fitness.evaluation import Evaluation, evaluations_without_images
 from fitness.exact_sums import exactly_summable
 from fitness.layer_error import optimal_update
 from fitness.planar import planar
 from fitness.program import Program, keep_mask
 from fitness.statistics import ConsumerStatistics, DenseStatistics
 from search_spaces.errors import OptionError, UnknownNameError
-from search_spaces.genome import BoolArray, FloatArray, IntArray, genome_digest
+from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.groups import ChannelGroup
 
 E1_RUNG, E2_RUNG = "e1", "e2"
@@ -292,8 +292,4 @@ class TwoStepEvaluator:
             errors = self.two_step.e2(genomes)
             for entry, error in zip(metrics, errors, strict=True):
                 entry[E2_RUNG] = float(error)
-        seconds = (time.perf_counter() - started) / max(len(genomes), 1)
-        return [
-            Evaluation(genome_digest(genome), rung, 0, float(error), entry, seconds)
-            for genome, error, entry in zip(genomes, errors, metrics, strict=True)
-        ]
+        return evaluations_without_images(genomes, rung, errors, metrics, time.perf_counter() - started)

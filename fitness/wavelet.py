@@ -23,12 +23,12 @@ import pywt
 import torch
 from torch import Tensor
 
-from fitness.evaluation import Evaluation
+from fitness.evaluation import Evaluation, evaluations_without_images
 from fitness.exact_sums import exactly_summable
 from fitness.program import FoldedLayer, Program
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError, UnknownNameError
-from search_spaces.genome import BoolArray, FloatArray, IntArray, genome_digest
+from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.groups import ChannelGroup
 
 WAVELET_RUNG = "wavelet"
@@ -307,22 +307,11 @@ class WaveletEvaluator:
         fitness = self.aggregation.fitness(genomes)
         representation, discrimination = (terms.mean(axis=1) for terms in self.aggregation.stage_terms(genomes))
         saving = self.aggregation.saving(genomes)
-        seconds = (time.perf_counter() - started) / max(len(genomes), 1)
-        return [
-            Evaluation(
-                genome_digest(genome),
-                rung,
-                0,
-                -float(fitness[index]),
-                {
-                    "representation": float(representation[index]),
-                    "discrimination": float(discrimination[index]),
-                    "saving": float(saving[index]),
-                },
-                seconds,
-            )
-            for index, genome in enumerate(genomes)
+        metrics = [
+            {"representation": float(own), "discrimination": float(apart), "saving": float(saved)}
+            for own, apart, saved in zip(representation, discrimination, saving, strict=True)
         ]
+        return evaluations_without_images(genomes, rung, -fitness, metrics, time.perf_counter() - started)
 
 
 def _largest(high: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -17,6 +17,10 @@ class LadderPlan:
         judge: The rung by which individuals survive.
         screen: A cheap rung that sees ``screen_factor`` times as many offspring as are judged, and picks the best; None
             judges all offspring.
+        halving: Rungs between ``screen`` and ``judge``, cheapest first; each passes on the best of what it sees, such
+            that the numbers fall in equal proportions from ``screen_factor`` times the judged offspring to these. With
+            rungs that double their images this is successive halving (Jamieson 2016, Non-stochastic best arm
+            identification and hyperparameter optimization).
         elite: A dear rung for the best ``n_elites`` of every generation, which decides the winner; None leaves that to
             ``judge``.
         screen_factor: Offspring made per offspring judged.
@@ -28,6 +32,7 @@ class LadderPlan:
     elite: str | None = None
     screen_factor: int = 4
     n_elites: int = 4
+    halving: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -35,7 +40,7 @@ class LadderPlan:
         Raises:
             OptionError: A rung has two roles, or a number is not positive.
         """
-        rungs = [rung for rung in (self.screen, self.judge, self.elite) if rung is not None]
+        rungs = self.rungs
         if len(set(rungs)) != len(rungs):
             raise OptionError(f"every rung of a ladder plan has one role, but got {rungs}; leave a role out instead")
         if self.screen_factor < 1 or self.n_elites < 1:
@@ -43,6 +48,21 @@ class LadderPlan:
                 "`screen_factor` and `n_elites` must be at least 1, but got "
                 f"{self.screen_factor} and {self.n_elites}; leave the rung out instead"
             )
+
+    @property
+    def screens(self) -> tuple[str, ...]:
+        """The rungs that offspring pass before they are judged, in order."""
+        return ((self.screen,) if self.screen is not None else ()) + tuple(self.halving)
+
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """Every rung that is used, cheapest first."""
+        return (*self.screens, self.judge, *((self.elite,) if self.elite is not None else ()))
+
+    def n_passed(self, screen: str, n_judged: int) -> int:
+        """Return how many offspring ``screen`` passes on, where ``n_judged`` are judged in the end."""
+        n_left = len(self.screens) - 1 - self.screens.index(screen)
+        return round(n_judged * self.screen_factor ** (n_left / len(self.screens)))
 
 
 def _equal_parts(*names: str) -> Mapping[str, float]:

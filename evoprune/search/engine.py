@@ -234,8 +234,9 @@ class Search:
         self._seen.update(dict.fromkeys(request.digests))
         self._request = None
         if request.role == "screen":
-            self._screen(draft, objectives)
-            self._request = self._make_request("judge", draft.genomes)
+            self._screen(draft, objectives, request.rung)
+            screens = self.config.ladder.screens
+            self._request = self._next_request(draft, screens[screens.index(request.rung) + 1 :])
             return False
         if request.role == "judge":
             draft.n_failed = int((~np.isfinite(objectives)).sum())
@@ -251,8 +252,8 @@ class Search:
         self._finish_generation(draft)
         return True
 
-    def _make_request(self, role: Role, genomes: BoolArray) -> EvaluationRequest:
-        rung = getattr(self.config.ladder, role)
+    def _make_request(self, role: Role, genomes: BoolArray, rung: str | None = None) -> EvaluationRequest:
+        rung = rung or getattr(self.config.ladder, role)
         digests = tuple(genome_digest(genome) for genome in genomes)
         return EvaluationRequest(self._generation + 1, rung, role, genomes, digests)
 
@@ -261,19 +262,27 @@ class Search:
             self._draft = self._first_draft()
             return self._make_request("judge", self._draft.genomes)
         self._draft = self._next_draft()
-        n_offspring = len(self._draft.genomes) - self._draft.n_immigrants
-        if self.config.ladder.screen is not None and n_offspring > self._n_offspring(self._draft.n_immigrants):
-            return self._make_request("screen", self._draft.genomes[:n_offspring])
-        return self._make_request("judge", self._draft.genomes)
+        return self._next_request(self._draft, self.config.ladder.screens)
+
+    def _next_request(self, draft: _Draft, screens: Sequence[str]) -> EvaluationRequest:
+        """Return the request of the first of ``screens`` that has anything to leave out, else of the judge."""
+        n_offspring = len(draft.genomes) - draft.n_immigrants
+        for screen in screens:
+            if n_offspring > self._n_passed(draft, screen):
+                return self._make_request("screen", draft.genomes[:n_offspring], screen)
+        return self._make_request("judge", draft.genomes)
+
+    def _n_passed(self, draft: _Draft, screen: str) -> int:
+        return self.config.ladder.n_passed(screen, self._n_offspring(draft.n_immigrants))
 
     def _n_offspring(self, n_immigrants: int) -> int:
         return max(self.config.n_judged_offspring - n_immigrants, 0)
 
-    def _screen(self, draft: _Draft, objectives: FloatArray) -> None:
+    def _screen(self, draft: _Draft, objectives: FloatArray, screen: str) -> None:
         """Keep the best screened offspring, and all immigrants, which a cheap rung would not let in."""
-        order = self._promising(draft.genomes, objectives, self._n_offspring(draft.n_immigrants))
+        order = self._promising(draft.genomes, objectives, self._n_passed(draft, screen))
         kept = np.concatenate([np.sort(order), np.arange(len(objectives), len(draft.genomes))])
-        draft.n_screened = len(objectives)
+        draft.n_screened = max(draft.n_screened, len(objectives))
         draft.genomes, draft.rates = draft.genomes[kept], draft.rates[kept]
         draft.guides, draft.parent_objectives = draft.guides[kept], draft.parent_objectives[kept]
 
@@ -388,7 +397,7 @@ class Search:
         generation, config = self._generation + 1, self.config
         immigrants = self._immigrants(make_generator(self.seed, "immigration", generation))
         n_wanted = self._n_offspring(len(immigrants))
-        if config.ladder.screen is not None:
+        if config.ladder.screens:
             n_wanted *= config.ladder.screen_factor
         taken = dict.fromkeys(genome_digest(genome) for genome in immigrants)
         rng = make_generator(self.seed, "variation", generation)

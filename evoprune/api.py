@@ -13,6 +13,7 @@ from evoprune.artefact import ArtefactError, load, read_description, save_artefa
 from evoprune.callbacks import Callback
 from evoprune.exporting import resolve_artefact
 from evoprune.finetuning import finetune as distil
+from evoprune.fitness_plan import check_fitness
 from evoprune.inspection import SpaceSummary, draw_space, summarise_space
 from evoprune.interruption import stop_if_asked
 from evoprune.loggers import make_loggers
@@ -66,7 +67,7 @@ def search(
         raise OptionError(
             "a network that is given as an object brings its weights, but got `weights` too; leave them out"
         )
-    resolved.fitness_options(is_trained_here=True)
+    check_fitness(resolved, is_object=not isinstance(model, str))
     loggers = make_loggers(resolved.loggers, resolved.model_dump(mode="json"))
     device = resolve_device(resolved.device)
     path = default_run_path(resolved) if out is None else Path(out)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evoprune.fitness_plan import FITNESSES
 from evoprune.knowledge import CRITERION_SUMMARIES
 from evoprune.loggers import LOGGERS
 from evoprune.modes import MODES
 from fitness.data import DATA
-from fitness.network import NETWORK_RUNG
+from fitness.ladder import RUNGS
 from fitness.options import COMPENSATIONS, FITNESS_IMAGES, OBJECTIVES
 from search_spaces.models import MODELS
 
@@ -17,7 +18,6 @@ _MODELS_FROM_ELSEWHERE = {
     "timm:<name>": "a network of timm (extra `timm`), without its weights",
     "torchvision:<name>": "a classification network of torchvision, without its weights",
 }
-_RUNGS = {NETWORK_RUNG: "the sliced network, adapted on calibration images and judged on fitness images"}
 
 
 def catalogue() -> dict[str, Mapping[str, str]]:
@@ -27,7 +27,8 @@ def catalogue() -> dict[str, Mapping[str, str]]:
         "models": models,
         "data": DATA,
         "criteria": CRITERION_SUMMARIES,
-        "fitness": _RUNGS,
+        "fitness": FITNESSES,
+        "rungs": RUNGS,
         "objectives": OBJECTIVES,
         "fitness-images": FITNESS_IMAGES,
         "compensations": COMPENSATIONS,

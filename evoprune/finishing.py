@@ -19,6 +19,7 @@ from evoprune.observer import Observer
 from evoprune.optimisation import accuracy
 from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation
+from evoprune.result import RungFigures
 from evoprune.run_directory import RunDirectory, library_versions, write_atomically
 from fitness.options import FitnessOptions
 from fitness.recipe import final_network
@@ -35,8 +36,11 @@ def finish(
     preparation: Preparation,
     outcome: SearchOutcome,
     observer: Observer,
-) -> Mapping[str, float]:
-    """Write the small network of ``outcome`` to ``best/`` and return the test accuracies by their names in the result.
+) -> tuple[Mapping[str, float], tuple[str, ...]]:
+    """Write the small network of ``outcome`` to ``best/`` and return its figures.
+
+    They are the test accuracies by their names in the result, and the layers of the small network that keep their
+    weights, since their regression is ill-conditioned.
 
     The test images are read here and nowhere before.
 
@@ -57,6 +61,7 @@ def finish(
         "baseline_uniform_l1_adapted_test_accuracy": (baseline, fitness.compensation),
     }
     accuracies: dict[str, float] = {}
+    uncompensated: tuple[str, ...] = ()
     observer.on_stage("adapting and testing the networks", len(networks))
     for n_done, (name, recipe) in enumerate(networks.items()):
         stop_if_asked(observer, run.path, "the search")
@@ -64,12 +69,21 @@ def finish(
         if recipe is not None:
             genome, adaptation = recipe
             adapted = FitnessOptions(**{**vars(fitness), "compensation": adaptation})
-            network = final_network(dense, space, genome, data, adapted, seed=options.seed)
+            alone: list[str] = []
+            network = final_network(
+                dense, space, genome, data, adapted, seed=options.seed, on_uncompensated=alone.extend
+            )
         if name == "test_accuracy":
+            uncompensated = tuple(alone)
             save_artefact(run.best_path, network, describe(options, preparation, outcome.best.genome, network))
         accuracies[name] = test_accuracy(network, preparation)
         observer.on_step(n_done + 1, {})
-    return accuracies
+    if uncompensated:
+        observer.on_note(
+            f"{len(uncompensated)} layers keep their weights, since their regression is ill-conditioned: "
+            f"{', '.join(uncompensated)}"
+        )
+    return accuracies, uncompensated
 
 
 def describe(options: SearchOptions, preparation: Preparation, genome: BoolArray, network: nn.Module) -> Description:
@@ -131,6 +145,21 @@ def write_front(run: RunDirectory, store: EvaluationStore, rung: str, preparatio
         objective = repr(evaluation.objective)
         writer.writerow([record.macs, record.n_params, *own, objective, rung, record.generation, evaluation.digest])
     write_atomically(run.front_path, text.getvalue().encode())
+
+
+def rung_figures(store: EvaluationStore, rungs: Sequence[str]) -> dict[str, RungFigures]:
+    """Return what each of ``rungs`` did, in their order; a rung that was never asked is left out."""
+    figures = {}
+    for rung in rungs:
+        evaluations = [record.evaluation for record in store.records(rung)]
+        if evaluations:
+            figures[rung] = RungFigures(
+                n_evaluations=len(evaluations),
+                n_failed=sum(bool(evaluation.failure) for evaluation in evaluations),
+                n_images=max(evaluation.n_images for evaluation in evaluations),
+                seconds=sum(evaluation.seconds for evaluation in evaluations),
+            )
+    return figures
 
 
 def _non_dominated(records: Sequence[StoredEvaluation], costs: Sequence[int]) -> list[int]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from evoprune.budget import METRICS, parse_budgets
 from evoprune.finetuning import FinetuningRecipe
+from evoprune.fitness_plan import FITNESSES
 from evoprune.knowledge import MIXTURE, Choice, parse_criteria
 from evoprune.modes import MODES
 from fitness.data import DATA
@@ -90,6 +91,22 @@ class SearchOptions(NetworkOptions):
     prior_temperature: Annotated[
         float, Field(gt=0, lt=float("inf"), description="large values make priors weak, small ones strict")
     ] = 1.0
+    fitness: Annotated[str, Field(description="what candidates are judged by: a name of `evoprune list fitness`")] = (
+        "ladder"
+    )
+    screen_factor: Annotated[
+        int | None, Field(ge=1, description="offspring screened per offspring judged; 1 screens none")
+    ] = None
+    n_halvings: Annotated[int | None, Field(ge=0, le=8, description="further screens, on half as many images each")] = (
+        None
+    )
+    n_elites: Annotated[
+        int | None, Field(ge=0, description="individuals per generation that are judged as they would be shipped")
+    ] = None
+    n_elite_images: Annotated[int | None, Field(ge=2, description="images that judge elites")] = None
+    n_distillation_steps: Annotated[
+        int | None, Field(ge=1, description="gradient steps that a candidate gets before it is judged")
+    ] = None
     objective: Annotated[str, Field(description="what is minimised: a name of `evoprune list fitness`")] = "kl"
     compensation: Annotated[
         str, Field(description="what a sliced network gets before it is judged: sequential, merge, recalibrate or none")
@@ -155,6 +172,8 @@ class SearchOptions(NetworkOptions):
             fitness_images=images,  # type: ignore[arg-type]  # checked there
             n_fitness_images=self.n_fitness_images,
             n_calibration_images=self.n_calibration_images,
+            n_elite_images=self.n_elite_images or FITNESS.n_elite_images,
+            n_distillation_steps=self.n_distillation_steps or FITNESS.n_distillation_steps,
         )
 
 
@@ -202,6 +221,8 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
     # These have errors of their own kind, which a validation error would hide.
     if isinstance(mode := given.get("mode", "global"), str) and mode not in MODES:
         raise UnknownNameError("mode", mode, MODES)
+    if isinstance(fitness := given.get("fitness", "ladder"), str) and fitness not in FITNESSES:
+        raise UnknownNameError("fitness", fitness, FITNESSES)
     metric = given.get("metric")
     if isinstance(metric, str) and metric not in METRICS:
         raise UnknownNameError("metric", metric, METRICS)

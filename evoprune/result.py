@@ -46,6 +46,18 @@ class BudgetFigures(_Figures):
     baseline_uniform_l1_cost: int
 
 
+class RungFigures(_Figures):
+    """What one rung of the ladder did: evaluations, how many of them failed, images per evaluation, and seconds.
+
+    ``seconds`` is the sum over evaluations, which may have run at the same time.
+    """
+
+    n_evaluations: int
+    n_failed: int
+    n_images: int
+    seconds: float
+
+
 class SearchResult(_Figures):
     """The figures of a finished search; accuracies are fractions, read once on the test set after the search.
 
@@ -71,11 +83,16 @@ class SearchResult(_Figures):
         baseline_uniform_l1_adapted_test_accuracy: Of that network after the same adaptation as the small network.
         baseline_uniform_l1_macs: Its multiply-adds.
         baseline_uniform_l1_n_params: Its parameters.
-        objective: What the search minimised.
+        uncompensated_layers: Layers of the small network that keep their weights, since their regression is
+            ill-conditioned.
+        fitness: What candidates were judged by: a name of ``evoprune list fitness``.
+        objective: What the search minimised; its rung is the dearest one, which chose the winner.
+        rungs: What each rung did, cheapest first.
         n_generations: Finished generations.
         n_evaluations: Evaluations that were made, over all rungs.
         n_cached: Evaluations that were asked for again and answered from the store.
         n_failed: Evaluations that failed.
+        failures: How many failed for which reason.
         search_s: Seconds of the search alone.
         wall_s: Seconds of the run, resumed parts included, without the training of the dense network.
         device: What evaluated.
@@ -103,11 +120,15 @@ class SearchResult(_Figures):
     baseline_uniform_l1_adapted_test_accuracy: float
     baseline_uniform_l1_macs: int
     baseline_uniform_l1_n_params: int
+    uncompensated_layers: tuple[str, ...]
+    fitness: str
     objective: ObjectiveFigures
+    rungs: dict[str, RungFigures]
     n_generations: int
     n_evaluations: int
     n_cached: int
     n_failed: int
+    failures: dict[str, int]
     search_s: float
     wall_s: float
     device: str

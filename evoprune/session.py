@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -14,19 +15,21 @@ from evoprune.baseline import l1_scores
 from evoprune.callbacks import Callback, SearchOutcome
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import Executor, InProcessExecutor
-from evoprune.finishing import baseline_genome, finish, fitness_options, write_front
+from evoprune.finishing import baseline_genome, finish, fitness_options, rung_figures, write_front
+from evoprune.fitness_plan import check_fitness, ladder_plan, objective_name
 from evoprune.interruption import InterruptedRunError
 from evoprune.knowledge import Choice, Knowledge, gather_knowledge
 from evoprune.modes import MODES, SearchTask
 from evoprune.observer import Observer
 from evoprune.options import SearchOptions, resolve_options
 from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
-from evoprune.result import BudgetFigures, ObjectiveFigures, SearchResult
+from evoprune.result import BudgetFigures, ObjectiveFigures, RungFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.runner import run_search
 from evoprune.search import LadderPlan, SearchConfig, Strategy, make_generator
 from evoprune.search_progress import SearchProgress
 from fitness.data import ImageData
+from fitness.ladder import ModelSource
 from fitness.network import NETWORK_RUNG
 from fitness.precision import gains_by_bfloat16
 from fitness.recipe import EvaluatorRecipe, make_recipe
@@ -51,7 +54,9 @@ def run_session(
         RunDirectoryError: The run directory cannot be written, or another process works on it.
     """
     started = time.perf_counter()
+    check_fitness(options, is_object=preparation.dense.record.name is None)
     space = preparation.space
+    plan = plan_of(options, preparation)
     with run.locked():
         observer.on_stage("preparing the evaluation", None)
         knowledge = knowledge_of(options, preparation)
@@ -64,16 +69,20 @@ def run_session(
             contextlib.closing(make_executor(options, preparation)) as executor,
         ):
             search_started = time.perf_counter()
-            listeners = [SearchProgress(observer, options.objective), *callbacks]
+            judged_by = objective_name(plan.judge, options.objective)
+            listeners = [SearchProgress(observer, judged_by), *callbacks]
             outcome = run_search(search, executor, store, run, callbacks=listeners)
             search_ended = time.perf_counter()
             if outcome.status == "interrupted":
                 raise InterruptedRunError(run.path, _progress_of(outcome))
-            write_front(run, store, NETWORK_RUNG, preparation)
-            n_failed = sum(bool(record.evaluation.failure) for record in store.records())
-        accuracies = finish(run, options, preparation, outcome, observer)
+            write_front(run, store, plan.judge, preparation)
+            rungs = rung_figures(store, plan.rungs)
+            failures = Counter(r.evaluation.failure_reason for r in store.records() if r.evaluation.failure)
+        accuracies, uncompensated = finish(run, options, preparation, outcome, observer)
         wall_s = outcome.elapsed_s + (search_started - started) + (time.perf_counter() - search_ended)
-        result = _result(run, options, preparation, outcome, accuracies, n_failed=n_failed, wall_s=wall_s)
+        result = _result(
+            run, options, preparation, outcome, accuracies, uncompensated, rungs, failures=failures, wall_s=wall_s
+        )
         write_json(run.result_path, result.to_json())
     return result
 
@@ -92,7 +101,7 @@ def make_search(options: SearchOptions, preparation: Preparation, knowledge: Kno
     knowledge = knowledge or knowledge_of(options, preparation)
     config = SearchConfig(
         budgets=preparation.budgets,
-        ladder=LadderPlan(judge=NETWORK_RUNG),
+        ladder=plan_of(options, preparation),
         population_size=options.population_size,
         n_generations=options.n_generations,
         random_share=options.random_share,
@@ -106,8 +115,16 @@ def make_search(options: SearchOptions, preparation: Preparation, knowledge: Kno
     return MODES[options.mode].build(task)
 
 
-def recipe_of(options: SearchOptions, preparation: Preparation) -> EvaluatorRecipe:
+def plan_of(options: SearchOptions, preparation: Preparation) -> LadderPlan:
+    """Return which rung does what."""
+    return ladder_plan(options, len(preparation.data.val))
+
+
+def recipe_of(
+    options: SearchOptions, preparation: Preparation, rungs: Sequence[str] = (NETWORK_RUNG,)
+) -> EvaluatorRecipe:
     """Return how candidates are judged, as plain data."""
+    record = preparation.dense.record
     return make_recipe(
         preparation.dense.model,
         preparation.space,
@@ -115,6 +132,10 @@ def recipe_of(options: SearchOptions, preparation: Preparation) -> EvaluatorReci
         fitness_options(options, preparation),
         seed=options.seed,
         device=preparation.device,
+        rungs=rungs,
+        source=None
+        if record.name is None
+        else ModelSource(record.name, record.n_classes, record.args, record.input_shape),
     )
 
 
@@ -147,11 +168,11 @@ def make_executor(options: SearchOptions, preparation: Preparation) -> Executor:
         ExecutionError: Ray cannot be reached, or cannot place the workers.
     """
     device = preparation.device
-    recipe = recipe_of(options, preparation)
+    recipe = recipe_of(options, preparation, plan_of(options, preparation).rungs)
     if not options.workers:
         # What depends on the dense network alone is computed by one thread too, as on a worker: equal bits.
         with _one_thread():
-            evaluator = recipe.build()
+            evaluator = recipe.build(preparation.dense.model)
         return InProcessExecutor(evaluator, device=device)
     from evoprune.execution.ray_executor import RayExecutor  # Ray is heavy, and needed here only
 
@@ -222,8 +243,10 @@ def _result(
     preparation: Preparation,
     outcome: SearchOutcome,
     accuracies: Mapping[str, float],
+    uncompensated: tuple[str, ...],
+    rungs: dict[str, RungFigures],
     *,
-    n_failed: int,
+    failures: Mapping[str, int],
     wall_s: float,
 ) -> SearchResult:
     assert outcome.best is not None
@@ -247,17 +270,21 @@ def _result(
         adaptation=fitness.compensation,
         baseline_uniform_l1_macs=int(space.macs(baseline)[0]),
         baseline_uniform_l1_n_params=int(space.n_params(baseline)[0]),
+        uncompensated_layers=uncompensated,
+        fitness=options.fitness,
         objective=ObjectiveFigures(
-            name=options.objective,
+            name=objective_name(outcome.best.rung, options.objective),
             value=outcome.best.objective,
             rung=outcome.best.rung,
             fitness_images=fitness.fitness_images,
-            n_images=min(fitness.n_fitness_images, len(preparation.data.val)),
+            n_images=rungs[outcome.best.rung].n_images,
         ),
+        rungs=rungs,
         n_generations=outcome.generation,
         n_evaluations=outcome.n_evaluations,
         n_cached=outcome.n_cached,
-        n_failed=n_failed,
+        n_failed=sum(failures.values()),
+        failures=dict(failures),
         search_s=outcome.elapsed_s,
         wall_s=wall_s,
         device=str(preparation.device),

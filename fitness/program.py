@@ -116,8 +116,8 @@ class SlicedTensors:
         def convert(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: t.to(dtype) if t.is_floating_point() else t for name, t in table.items()}
 
-        tables = (convert(table) for table in (self.weights, self.biases, self.others))
-        return SlicedTensors(*tables, self.kept, self.uncompensated)
+        weights, biases, others = convert(self.weights), convert(self.biases), convert(self.others)
+        return SlicedTensors(weights, biases, others, self.kept, self.uncompensated)
 
 
 def keep_mask(genes: IntArray, genome: BoolArray) -> BoolArray:

@@ -35,6 +35,17 @@ PriorOption = Annotated[str, typer.Option("--prior", help="Criteria that guide m
 SeedShare = Annotated[float, typer.Option(help="Share of the first population that criteria propose.")]
 RandomShare = Annotated[float, typer.Option(help="Share of population and offspring that follows no criterion.")]
 PriorTemperature = Annotated[float, typer.Option(help="Large values make priors weak, small ones strict.")]
+Fitness = Annotated[str, typer.Option(help="What candidates are judged by: a name of `evoprune list fitness`.")]
+ScreenFactor = Annotated[int | None, typer.Option(help="Offspring screened per offspring judged [ladder: 4].")]
+Halvings = Annotated[int | None, typer.Option("--halvings", help="Further screens, on half as many images each [0].")]
+Elites = Annotated[
+    int | None,
+    typer.Option("--elites", help="Individuals per generation that are judged as they would be shipped [ladder: 4]."),
+]
+NEliteImages = Annotated[int | None, typer.Option(help="Images that judge elites [ladder: 2048].")]
+DistillSteps = Annotated[
+    int | None, typer.Option("--distill-steps", help="Gradient steps before a candidate is judged [distill: 200].")
+]
 Objective = Annotated[str, typer.Option(help="What is minimised: a name of `evoprune list objectives`.")]
 Compensation = Annotated[str, typer.Option(help="What a sliced network gets: sequential, merge, recalibrate or none.")]
 KindOfImages = Annotated[str, typer.Option("--fitness-images", help="auto, mixture or heldout.")]
@@ -65,6 +76,12 @@ def search(
     seed_share: SeedShare = DEFAULTS["seed_share"],
     random_share: RandomShare = DEFAULTS["random_share"],
     prior_temperature: PriorTemperature = DEFAULTS["prior_temperature"],
+    fitness: Fitness = DEFAULTS["fitness"],
+    screen_factor: ScreenFactor = None,
+    halvings: Halvings = None,
+    elites: Elites = None,
+    n_elite_images: NEliteImages = None,
+    distill_steps: DistillSteps = None,
     objective: Objective = DEFAULTS["objective"],
     compensation: Compensation = DEFAULTS["compensation"],
     fitness_images: KindOfImages = DEFAULTS["fitness_images"],
@@ -106,6 +123,12 @@ def search(
             seed_share=seed_share,
             random_share=random_share,
             prior_temperature=prior_temperature,
+            fitness=fitness,
+            screen_factor=screen_factor,
+            n_halvings=halvings,
+            n_elites=elites,
+            n_elite_images=n_elite_images,
+            n_distillation_steps=distill_steps,
             objective=objective,
             compensation=compensation,
             fitness_images=fitness_images,
@@ -153,6 +176,13 @@ def show_result(result: SearchResult, *, as_json: bool) -> None:
         f"in {result.wall_s:.0f} s on {result.device} in {result.precision}",
         soft_wrap=True,
     )
+    console.print(
+        f"chosen by {result.objective.name} {result.objective.value:.4g} at rung {result.objective.rung!r}; "
+        + ", ".join(f"{rung}: {figures.n_evaluations}" for rung, figures in result.rungs.items()),
+        soft_wrap=True,
+    )
+    for reason, n in result.failures.items():
+        console.print(f"{n} evaluations failed: {reason}", soft_wrap=True, markup=False)
     stderr_console().print(
         f"run: {result.run}\nnext: evoprune finetune {result.run}    or: evoprune export {result.run}",
         soft_wrap=True,

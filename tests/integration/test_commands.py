@@ -108,12 +108,51 @@ with torch.inference_mode():
 
 
 def test_the_front_is_mutually_non_dominated(finished: tuple[Path, Any]) -> None:
-    folder, result = finished
+    folder, _ = finished
     rows = list(csv.DictReader((folder / "front.csv").read_text().splitlines()))
     macs, objectives = [int(row["macs"]) for row in rows], [float(row["objective"]) for row in rows]
     assert macs == sorted(set(macs))
     assert objectives == sorted(set(objectives), reverse=True)
-    assert rows[-1]["genome_digest"] == result["genome_digest"]
+    assert {row["rung"] for row in rows} == {"network"}
+
+
+def test_the_winner_is_the_best_of_the_dearest_rung(finished: tuple[Path, Any]) -> None:
+    folder, result = finished
+    with sqlite3.connect(folder / "evaluations.sqlite") as connection:
+        judged = dict(connection.execute("SELECT rung, count(*) FROM evaluations GROUP BY rung").fetchall())
+        best = connection.execute(
+            "SELECT digest, objective FROM evaluations WHERE rung = 'shipped' ORDER BY objective LIMIT 1"
+        ).fetchone()
+    connection.close()
+    assert (result["genome_digest"], result["objective"]["value"]) == best
+    assert result["objective"]["rung"] == "shipped"
+    assert list(result["rungs"]) == ["e2", "network", "shipped"]
+    assert {rung: figures["n_evaluations"] for rung, figures in result["rungs"].items()} == judged
+    assert result["rungs"]["shipped"]["n_images"] == 24
+    assert (result["failures"], result["uncompensated_layers"]) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "rungs", "objective"),
+    [
+        (["two-step"], ["e1", "e2"], "e2"),
+        (["two-step", "--screen-factor", "1"], ["e2"], "e2"),
+        (["wavelet"], ["wavelet"], "wavelet"),
+        (["network", "--halvings", "1"], ["network@8", "network"], "kl"),
+        (["distill", "--distill-steps", "2"], ["distill"], "kl"),
+        (["ladder", "--halvings", "1", "--elites", "0"], ["e2", "network@8", "network"], "kl"),
+    ],
+)
+def test_every_fitness_judges_by_its_rungs(
+    inputs: Path, tmp_path: Path, options: list[str], rungs: list[str], objective: str
+) -> None:
+    outcome = _search(inputs, tmp_path / "RUN", "--budget", "0.5", "--fitness", *options, "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    result = outcome.json
+    assert list(result["rungs"]) == rungs
+    assert (result["objective"]["name"], result["objective"]["rung"]) == (objective, rungs[-1])
+    assert result["fitness"] == options[0]
+    assert json.loads((tmp_path / "RUN" / "config.json").read_text())["options"]["fitness"] == options[0]
 
 
 def test_the_same_seed_gives_the_same_run(inputs: Path, finished: tuple[Path, Any], tmp_path: Path) -> None:
@@ -220,7 +259,8 @@ def test_inspect_lists_groups_frozen_channels_and_the_reachable_range() -> None:
 
 def test_list_shows_every_section() -> None:
     names = run("list", "--json").json
-    assert names.keys() >= {"models", "data", "criteria", "fitness", "modes"}
+    assert names.keys() >= {"models", "data", "criteria", "fitness", "rungs", "modes"}
+    assert list(names["fitness"]) == ["distill", "ladder", "network", "two-step", "wavelet"]
     assert "resnet56" in names["models"]
     assert run("list", "models", "--json").json == {"models": names["models"]}
     assert "imagefolder:PATH" in run("list", "data").stdout

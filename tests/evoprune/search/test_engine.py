@@ -22,6 +22,7 @@ LADDERS = {
     "judge": LadderPlan("network"),
     "screened": LadderPlan("network", screen="cheap", screen_factor=3),
     "whole": LadderPlan("network", screen="cheap", elite="dear", screen_factor=2, n_elites=2),
+    "halving": LadderPlan("network", screen="cheap", halving=("dear",), screen_factor=3),
 }
 
 
@@ -155,6 +156,32 @@ def test_the_winner_is_the_best_of_the_elite_rung_and_rungs_are_never_mixed() ->
     assert search.best.objective == min(told["dear"].values()) == told["dear"][search.best.digest]
     for individual in search.population + list(search.best_individuals):
         assert individual.objective == told["network"][individual.digest]
+
+
+def test_halving_passes_on_equal_shares_from_screen_to_screen() -> None:
+    """A factor of 4 is one of 2 at each of two screens, and every screen sees the best of the one before."""
+    plan = LadderPlan("network", screen="cheap", halving=("dear",), screen_factor=4)
+    assert plan.rungs == ("cheap", "dear", "network")
+    assert [plan.n_passed(screen, 16) for screen in plan.screens] == [32, 16]
+    search, evaluator = make_search(dataclasses.replace(CONFIG, ladder=plan)), make_evaluator()
+    search.tell(evaluator.evaluate(search.ask().genomes, "network"))
+    seen: list[tuple[str, str, list[str]]] = []
+    while search.generation < 1:
+        request = search.ask()
+        seen.append((request.role, request.rung, list(request.digests)))
+        evaluations = evaluator.evaluate(request.genomes, request.rung)
+        best = (
+            sorted(evaluations, key=lambda e: e.objective)[: plan.n_passed(request.rung, 10)]
+            if request.role == "screen"
+            else []
+        )
+        search.tell(evaluations)
+        if best:
+            assert set(search.ask().digests) == {evaluation.digest for evaluation in best}
+    assert [(role, rung, len(digests)) for role, rung, digests in seen] == [
+        *(("screen", "cheap", 40), ("screen", "dear", 20), ("judge", "network", 10))
+    ]
+    assert search.logbook[-1]["n_screened"] == 40
 
 
 def test_screening_lets_the_best_screened_through() -> None:

@@ -1,0 +1,194 @@
+"""One evaluator for all rungs; each a pure function of the genome, each failure that of one candidate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fitness.data import ImageData
+from fitness.data.images import MEAN, STD, in_memory_data
+from fitness.evaluation import Evaluation
+from fitness.ladder import ModelSource
+from fitness.network import NetworkEvaluator
+from fitness.options import FitnessOptions
+from fitness.program import Program
+from fitness.recipe import EvaluatorRecipe, final_network, make_recipe
+from search_spaces import SearchSpace
+from search_spaces.errors import OptionError, UnknownNameError
+from search_spaces.genome import BoolArray
+from search_spaces.models import build_model
+from search_spaces.verification import randomise
+
+RUNGS = ("e1", "e2", "wavelet", "network@8", "network", "shipped", "distill")
+ARGS = {"width": 0.125}
+OPTIONS = FitnessOptions(
+    n_fitness_images=16,
+    n_calibration_images=32,
+    n_elite_images=20,
+    final_calibration_images=40,
+    n_lessons=32,
+    n_distillation_steps=2,
+)
+
+
+@cache
+def data() -> ImageData:
+    rng = np.random.default_rng(0)
+
+    def split(n: int) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(rng.integers(0, 256, (n, 3, 16, 16), np.uint8)), torch.arange(n) % 10
+
+    return in_memory_data("noise", [split(n) for n in (64, 32, 8)], n_classes=10, mean=MEAN, std=STD, may_flip=True)
+
+
+@cache
+def setting() -> tuple[torch.nn.Module, SearchSpace, BoolArray]:
+    model = build_model("resnet20", 10, ARGS).eval().requires_grad_(False)
+    randomise(model)
+    space = SearchSpace.trace(model, torch.zeros(1, 3, 16, 16), verify=False)
+    return model, space, space.sample(rng=np.random.default_rng(1), n=4, macs_budget=0.6)
+
+
+def recipe(*rungs: str, options: FitnessOptions = OPTIONS) -> EvaluatorRecipe:
+    model, space, _ = setting()
+    source = ModelSource("resnet20", 10, ARGS, (3, 16, 16))
+    return make_recipe(model, space, data(), options, seed=5, rungs=rungs, source=source)
+
+
+def test_every_rung_answers_for_itself_whoever_is_asked_beside(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path))
+    _, _, genomes = setting()
+    whole = recipe(*RUNGS).build()
+    assert tuple(whole.rungs) == RUNGS
+    n_images = {"e1": 0, "e2": 0, "wavelet": 0, "network@8": 8, "network": 16, "shipped": 20, "distill": 16}
+    for rung in RUNGS:
+        evaluations = whole.evaluate(genomes, rung)
+        assert [evaluation.rung for evaluation in evaluations] == [rung] * 4
+        assert {evaluation.n_images for evaluation in evaluations} == {n_images[rung]}
+        assert not any(evaluation.failure for evaluation in evaluations)
+        alone = recipe(rung).build()
+        assert alone.evaluate(genomes[2:3], rung) == evaluations[2:3]
+    with pytest.raises(UnknownNameError, match="network"):
+        whole.evaluate(genomes, "netwrok")
+    with pytest.raises(UnknownNameError, match="rung"):
+        recipe("network@0")
+
+
+def test_a_worker_builds_the_modules_that_this_process_has(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path))
+    model, _, genomes = setting()
+    here = recipe("distill").build(model).evaluate(genomes[:1], "distill")
+    assert recipe("distill").build().evaluate(genomes[:1], "distill") == here
+    with pytest.raises(OptionError, match="given as a Python object"):
+        replace(recipe("distill"), source=None).build()
+
+
+def test_the_dearest_rung_judges_the_network_that_is_handed_back() -> None:
+    """Within rounding: candidates run in bfloat16 where the processor has it, the last network in float32."""
+    model, space, genomes = setting()
+    made = recipe("network", "shipped")
+    evaluator: Any = made.build()
+    shipped: NetworkEvaluator = evaluator.evaluators["shipped"]
+    assert shipped.compensate is not None
+    tensors = shipped.compensate(genomes[0])
+    small = final_network(model, space, genomes[0], data(), OPTIONS, seed=5)
+    inputs = made.inputs("elite/images")
+    with torch.inference_mode():
+        logits = shipped.program.run(tensors.cast(inputs.dtype), [inputs])[shipped.program.outputs[0]].float()
+        expected = small(inputs.float())
+    assert float((logits - expected).abs().max()) < 0.1 * float(expected.abs().max())
+
+
+def test_elites_see_images_that_the_judge_did_not_as_far_as_there_are_any() -> None:
+    made = recipe("network", "shipped", options=replace(OPTIONS, fitness_images="heldout"))
+    judged = {image.tobytes() for image in made.arrays["fitness/images"]}
+    elite = {image.tobytes() for image in made.arrays["elite/images"]}
+    assert (len(judged), len(elite)) == (16, 20)
+    assert len(judged & elite) == 4  # 32 images in all
+    assert not {image.tobytes() for image in data().test.take(np.arange(8)).images.numpy()} & (judged | elite)
+
+
+def _out_of_memory(largest: int) -> Any:
+    """Return a ``Program.run`` for which more than ``largest`` images are too many."""
+    run = Program.run
+
+    def limited(self: Program, tensors: Any, inputs: Any, **more: Any) -> Any:
+        if inputs and len(inputs[0]) > largest and not more.get("on_layer"):
+            raise torch.OutOfMemoryError(f"{len(inputs[0])} images")
+        return run(self, tensors, inputs, **more)
+
+    return limited
+
+
+def _judge(evaluator: Any, rung: str = "network") -> list[Evaluation]:
+    return evaluator.evaluate(setting()[2], rung)  # type: ignore[no-any-return]
+
+
+def test_out_of_memory_halves_the_batch_then_fails_that_candidate_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = recipe("network").build()
+    expected = _judge(evaluator)
+    with monkeypatch.context() as patched:
+        patched.setattr(Program, "run", _out_of_memory(4))
+        for found, wanted in zip(_judge(evaluator), expected, strict=True):
+            assert not found.failure
+            assert found.objective == pytest.approx(wanted.objective, rel=0.1)  # other batches may round otherwise
+    limited, run = _out_of_memory(0), Program.run
+
+    def second_fails(self: Program, tensors: Any, inputs: Any, **more: Any) -> Any:
+        return (limited if np.array_equal(tensors.kept, setting()[2][1]) else run)(self, tensors, inputs, **more)
+
+    monkeypatch.setattr(Program, "run", second_fails)
+    evaluations = _judge(evaluator)
+    assert [evaluation.failure_reason for evaluation in evaluations] == ["", "out of memory", "", ""]
+    assert evaluations[1].objective == math.inf
+    assert evaluations[0] == expected[0]
+    assert evaluations[3] == expected[3]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("rung", ["network", "distill"])
+def test_predictions_that_are_not_finite_fail(rung: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator: Any = recipe(rung).build()
+    attribute = "_predict" if rung == "network" else "_logits"
+    monkeypatch.setattr(evaluator, attribute, lambda _: torch.full((16, 10), value))
+    evaluations = evaluator.evaluate(setting()[2][:1], rung)
+    assert [(e.objective, e.failure, dict(e.metrics)) for e in evaluations] == [
+        (math.inf, "the predictions are not finite", {})
+    ]
+
+
+def test_an_infinite_objective_is_a_failure_with_a_reason() -> None:
+    for value, reason in ((math.nan, "NaN"), (math.inf, "infinite"), (-math.inf, "infinite")):
+        evaluation = Evaluation("d", "e1", 0, value)
+        assert (evaluation.objective, evaluation.failure_reason) == (math.inf, f"the objective is {reason}")
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_a_layer_that_is_constant_zero_is_no_obstacle(
+    rung: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path))
+    _, space, genomes = setting()
+    model = build_model("resnet20", 10, ARGS).eval().requires_grad_(False)
+    randomise(model)
+    norm: Any = model.get_submodule("layer2.0.bn1")
+    norm.weight.zero_()
+    norm.bias.fill_(-1.0)
+    made = make_recipe(model, space, data(), OPTIONS, rungs=(rung,))
+    evaluations = made.build(model).evaluate(genomes, rung)
+    assert all(math.isfinite(evaluation.objective) for evaluation in evaluations), evaluations
+
+
+def test_layers_that_keep_their_weights_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator: Any = recipe("network").build()
+    assert [evaluation.metrics["n_uncompensated"] for evaluation in _judge(evaluator)] == [0.0] * 4
+    evaluator.compensate.inputs = evaluator.compensate.inputs * math.nan
+    (found,) = evaluator.evaluate(setting()[2][:1], "network")
+    assert found.metrics["n_uncompensated"] == len(evaluator.compensate(setting()[2][0]).uncompensated) > 0

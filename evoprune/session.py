@@ -111,8 +111,11 @@ def make_search(options: SearchOptions, preparation: Preparation, knowledge: Kno
     scores = knowledge.channel_scores
     if scores is None:
         scores = l1_scores(preparation.dense.model, preparation.space)
-    task = SearchTask(preparation.space, config, options, scores, knowledge.seeds, knowledge.priors)
-    return MODES[options.mode].build(task)
+    mode = MODES[options.mode]
+    baseline = baseline_genome(options, preparation) if mode.needs_baseline else None
+    return mode.build(
+        SearchTask(preparation.space, config, options, scores, knowledge.seeds, knowledge.priors, baseline)
+    )
 
 
 def plan_of(options: SearchOptions, preparation: Preparation) -> LadderPlan:
@@ -140,11 +143,13 @@ def recipe_of(
 
 
 def knowledge_of(options: SearchOptions, preparation: Preparation) -> Knowledge:
-    """Return first genomes and priors by the criteria that ``options`` name.
+    """Return first genomes and priors by the criteria that ``options`` name; nothing for modes that ask for nothing.
 
     Raises:
         OptionError: A criterion that was asked for by name cannot be computed.
     """
+    if not MODES[options.mode].is_informed:
+        return Knowledge(None, ())
     with _one_thread():
         return gather_knowledge(
             recipe_of(options, preparation),

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evoprune.modes.baselines import search_at_random, take_uniform_l1
+from evoprune.modes.front import search_front
 from evoprune.modes.mode import Mode, SearchTask
 from evoprune.modes.whole import search_whole
 
 MODES: Mapping[str, Mode] = {
     "global": Mode("the whole genome evolves under the budget", search_whole),
+    "pareto": Mode("NSGA-II over quality and cost: one run, a whole front", search_front),
+    "random": Mode("random genomes under the budget, as many evaluations", search_at_random, is_informed=False),
+    "uniform-l1": Mode(
+        "channels of largest L1 norm, an equal share of every group; no search",
+        take_uniform_l1,
+        is_informed=False,
+        needs_baseline=True,
+    ),
 }
 
 __all__ = ["MODES", "Mode", "SearchTask"]

@@ -26,6 +26,7 @@ class SearchTask:
             they come from layer errors.
         seeds: ``(m, n_genes)`` genomes to begin with, or None.
         priors: What criteria say about the genes, for mutation and repair.
+        baseline: ``(n_genes,)`` the uniform-L1 genome at the budget, or None where the mode does not ask for it.
     """
 
     space: SearchSpace
@@ -34,6 +35,7 @@ class SearchTask:
     channel_scores: FloatArray | None = None
     seeds: BoolArray | None = None
     priors: tuple[Prior, ...] = ()
+    baseline: BoolArray | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,11 @@ class Mode:
     Attributes:
         description: One line for people.
         build: Makes the strategy.
+        is_informed: Whether it starts from channel scores and seeds; they cost some seconds.
+        needs_baseline: Whether it starts from the uniform-L1 genome.
     """
 
     description: str
     build: Callable[[SearchTask], Strategy]
+    is_informed: bool = True
+    needs_baseline: bool = False

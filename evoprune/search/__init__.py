@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evoprune.search.baselines import GivenGenomes, RandomSearch
 from evoprune.search.config import LadderPlan, SearchConfig
 from evoprune.search.engine import BestGenome, EvaluationRequest, Search, SearchState
 from evoprune.search.feasibility import Repairer, Space
@@ -9,6 +10,7 @@ from evoprune.search.guides import Guide, Prior, normalise_scores
 from evoprune.search.individual import BestIndividuals, Individual
 from evoprune.search.initialisation import InitialShares, initial_population, uniform_genomes
 from evoprune.search.operators import build_toolbox
+from evoprune.search.pareto import ParetoSearch
 from evoprune.search.priors import PriorMixture
 from evoprune.search.randomness import make_generator
 from evoprune.search.strategy import Strategy, comparable_rows
@@ -17,12 +19,15 @@ __all__ = [
     "BestGenome",
     "BestIndividuals",
     "EvaluationRequest",
+    "GivenGenomes",
     "Guide",
     "Individual",
     "InitialShares",
     "LadderPlan",
+    "ParetoSearch",
     "Prior",
     "PriorMixture",
+    "RandomSearch",
     "Repairer",
     "Search",
     "SearchConfig",

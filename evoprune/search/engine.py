@@ -76,7 +76,7 @@ class SearchState:
 
 
 @dataclass
-class _Draft:
+class Draft:
     """A generation in the making: offspring and immigrants that are not judged yet.
 
     ``guides`` are the indices of the priors that offspring followed, -1 for others; ``parent_objectives`` are those of
@@ -91,6 +91,12 @@ class _Draft:
     n_screened: int = 0
     n_failed: int = 0
     n_elites: int = 0
+
+    @classmethod
+    def fresh(cls, genomes: BoolArray, rates: FloatArray) -> Draft:
+        """Return individuals that have no parents, as offspring."""
+        n = len(genomes)
+        return cls(genomes, rates, np.full(n, -1), np.full(n, -np.inf), n_immigrants=0)
 
 
 class Search:
@@ -156,7 +162,7 @@ class Search:
         self._elite_seen: dict[str, None] = {}
         self._initial_diversity = 0.0
         self._generation = -1
-        self._draft: _Draft | None = None
+        self._draft: Draft | None = None
         self._request: EvaluationRequest | None = None
         self._state = self._capture()
 
@@ -264,7 +270,7 @@ class Search:
         self._draft = self._next_draft()
         return self._next_request(self._draft, self.config.ladder.screens)
 
-    def _next_request(self, draft: _Draft, screens: Sequence[str]) -> EvaluationRequest:
+    def _next_request(self, draft: Draft, screens: Sequence[str]) -> EvaluationRequest:
         """Return the request of the first of ``screens`` that has anything to leave out, else of the judge."""
         n_offspring = len(draft.genomes) - draft.n_immigrants
         for screen in screens:
@@ -272,13 +278,13 @@ class Search:
                 return self._make_request("screen", draft.genomes[:n_offspring], screen)
         return self._make_request("judge", draft.genomes)
 
-    def _n_passed(self, draft: _Draft, screen: str) -> int:
+    def _n_passed(self, draft: Draft, screen: str) -> int:
         return self.config.ladder.n_passed(screen, self._n_offspring(draft.n_immigrants))
 
     def _n_offspring(self, n_immigrants: int) -> int:
         return max(self.config.n_judged_offspring - n_immigrants, 0)
 
-    def _screen(self, draft: _Draft, objectives: FloatArray, screen: str) -> None:
+    def _screen(self, draft: Draft, objectives: FloatArray, screen: str) -> None:
         """Keep the best screened offspring, and all immigrants, which a cheap rung would not let in."""
         order = self._promising(draft.genomes, objectives, self._n_passed(draft, screen))
         kept = np.concatenate([np.sort(order), np.arange(len(objectives), len(draft.genomes))])
@@ -286,7 +292,7 @@ class Search:
         draft.genomes, draft.rates = draft.genomes[kept], draft.rates[kept]
         draft.guides, draft.parent_objectives = draft.guides[kept], draft.parent_objectives[kept]
 
-    def _judge(self, draft: _Draft, objectives: FloatArray, evaluations: Sequence[Evaluation]) -> None:
+    def _judge(self, draft: Draft, objectives: FloatArray, evaluations: Sequence[Evaluation]) -> None:
         """Merge parents and offspring, and let the best survive."""
         if self._generation < 0 and not np.isfinite(objectives).any():
             raise ExecutionError(
@@ -311,7 +317,7 @@ class Search:
         best = self._genomes[: ladder.n_elites]
         return best[[genome_digest(genome) not in self._elite_seen for genome in best]]
 
-    def _finish_generation(self, draft: _Draft) -> None:
+    def _finish_generation(self, draft: Draft) -> None:
         self._generation += 1
         best = self.best
         assert best is not None
@@ -385,15 +391,13 @@ class Search:
 
     # ------------------------------------------------------------------ making offspring
 
-    def _first_draft(self) -> _Draft:
+    def _first_draft(self) -> Draft:
         rng = make_generator(self.seed, "initialisation")
         genomes = self._initial_genomes(rng)
         low, high = np.log(self.config.mutation_rates)
-        n = len(genomes)
-        rates = np.exp(rng.uniform(low, high, n))
-        return _Draft(genomes, rates, np.full(n, -1), np.full(n, -np.inf), n_immigrants=0)
+        return Draft.fresh(genomes, np.exp(rng.uniform(low, high, len(genomes))))
 
-    def _next_draft(self) -> _Draft:
+    def _next_draft(self) -> Draft:
         generation, config = self._generation + 1, self.config
         immigrants = self._immigrants(make_generator(self.seed, "immigration", generation))
         n_wanted = self._n_offspring(len(immigrants))
@@ -402,7 +406,7 @@ class Search:
         taken = dict.fromkeys(genome_digest(genome) for genome in immigrants)
         rng = make_generator(self.seed, "variation", generation)
         draft, n = self._offspring(n_wanted, taken, rng), len(immigrants)
-        return _Draft(
+        return Draft(
             np.concatenate([draft.genomes, immigrants]),
             np.concatenate([draft.rates, np.full(n, np.sqrt(np.prod(config.mutation_rates)))]),
             np.concatenate([draft.guides, np.full(n, -1)]),
@@ -424,12 +428,12 @@ class Search:
         kept = [genome for digest, genome in new.items() if digest not in self._seen]
         return np.stack(kept) if kept else self._genomes[:0]
 
-    def _offspring(self, n_wanted: int, taken: dict[str, None], rng: np.random.Generator) -> _Draft:
+    def _offspring(self, n_wanted: int, taken: dict[str, None], rng: np.random.Generator) -> Draft:
         """Return at most ``n_wanted`` distinct genomes that were never asked for.
 
         In a space that is nearly exhausted there may be fewer, or none.
         """
-        parts: list[_Draft] = []
+        parts: list[Draft] = []
         n_missing = n_wanted
         for _ in range(_N_ATTEMPTS):
             if n_missing == 0:
@@ -443,8 +447,8 @@ class Search:
             parts.append(_rows_of(part, is_new))
             n_missing -= int(is_new.sum())
         if not parts:
-            return _Draft(self._genomes[:0], np.empty(0), np.empty(0, np.int64), np.empty(0), n_immigrants=0)
-        return _Draft(
+            return Draft.fresh(self._genomes[:0], np.empty(0))
+        return Draft(
             np.concatenate([part.genomes for part in parts]),
             np.concatenate([part.rates for part in parts]),
             np.concatenate([part.guides for part in parts]),
@@ -452,7 +456,7 @@ class Search:
             n_immigrants=0,
         )
 
-    def _vary(self, n: int, rng: np.random.Generator) -> _Draft:
+    def _vary(self, n: int, rng: np.random.Generator) -> Draft:
         """Return ``n`` repaired children of selected parents."""
         config, ranks = self.config, self._ranks()
         first = self.toolbox.select(ranks, n, rng=rng)
@@ -474,7 +478,7 @@ class Search:
         # Mutated genes are what is being tried: they are repaired last.
         preference = self._preference(guides, rng) + 2.0 * (mutated & ~crossed) - 2.0 * (crossed & ~mutated)
         children = self._repairer(mutated, rng=rng, preference=preference)
-        return _Draft(children, rates, guides, self._objective_values[first, 0], n_immigrants=0)
+        return Draft(children, rates, guides, self._objective_values[first, 0], n_immigrants=0)
 
     def _preference(self, guides: IntArray, rng: np.random.Generator) -> FloatArray:
         """Return what repair keeps first, in [0, 1]: at random, for guided rows blended with what their prior wants."""
@@ -577,9 +581,9 @@ class Search:
         return np.unpackbits(packed, axis=1, count=self.space.n_genes).astype(np.bool_)
 
 
-def _rows_of(draft: _Draft, chosen: BoolArray) -> _Draft:
+def _rows_of(draft: Draft, chosen: BoolArray) -> Draft:
     """Return the offspring of ``draft`` in the rows ``chosen``."""
-    return _Draft(
+    return Draft(
         draft.genomes[chosen],
         draft.rates[chosen],
         draft.guides[chosen],

@@ -66,7 +66,7 @@ def initial_population(
         BudgetError: A budget cannot be reached.
     """
     shares = shares or InitialShares()
-    population = _Distinct(n_individuals)
+    population = DistinctGenomes(n_individuals)
     if seeds is not None and len(seeds):
         first = _in_turn(scores, len(seeds))
         population.add(repairer(seeds, rng=rng, preference=_blurred(first, np.zeros(len(seeds)), seeds.shape, rng)))
@@ -144,7 +144,7 @@ def _blurred(
     return scores + noise[:, None] * rng.normal(size=shape)
 
 
-class _Distinct:
+class DistinctGenomes:
     """Genomes in order of arrival, each once, up to a number."""
 
     def __init__(self, n_wanted: int) -> None:
@@ -152,12 +152,15 @@ class _Distinct:
         self._by_digest: dict[str, BoolArray] = {}
 
     def __len__(self) -> int:
+        """Return how many there are."""
         return len(self._by_digest)
 
     def add(self, genomes: BoolArray) -> None:
+        """Take those of ``genomes`` ``(n, n_genes)`` that are new, while there is room."""
         for genome in genomes:
             if len(self._by_digest) < self._n_wanted:
                 self._by_digest.setdefault(genome_digest(genome), genome)
 
     def genomes(self) -> BoolArray:
+        """Return them, ``(n, n_genes)``; there must be one."""
         return np.stack(list(self._by_digest.values()))

@@ -1,0 +1,65 @@
+"""What a search has to beat, as strategies of their own: random genomes at equal evaluations, and given genomes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evoprune.search.engine import Draft, Search
+from evoprune.search.feasibility import Repairer
+from evoprune.search.initialisation import DistinctGenomes
+from search_spaces.errors import OptionError
+from search_spaces.genome import BoolArray
+
+_N_ATTEMPTS = 20
+
+
+class RandomSearch(Search):
+    """Random feasible genomes, as many in every generation as a search evaluates; the best of all survive.
+
+    Neither seeds nor scores are used, and no genome depends on another. Arguments as for :class:`Search`.
+    """
+
+    def _initial_genomes(self, rng: np.random.Generator) -> BoolArray:
+        found = DistinctGenomes(self.config.population_size)
+        for _ in range(_N_ATTEMPTS):
+            n_missing = self.config.population_size - len(found)
+            if n_missing:
+                found.add(self._repairer.sample(n_missing, rng=rng))
+        return found.genomes()
+
+    def _vary(self, n: int, rng: np.random.Generator) -> Draft:
+        """Return ``n`` new genomes that have no parents."""
+        return Draft.fresh(self._repairer.sample(n, rng=rng), np.full(n, self.config.mutation_rates[0]))
+
+    def _immigrants(self, rng: np.random.Generator) -> BoolArray:
+        """Return none: everybody is one."""
+        del rng
+        return self._genomes[:0]
+
+
+class GivenGenomes(Search):
+    """Judges the seeds and nothing else; they are taken as they are.
+
+    Raises:
+        OptionError: There are no seeds, or one breaks a budget.
+    """
+
+    def _initial_genomes(self, rng: np.random.Generator) -> BoolArray:
+        del rng
+        if self._seeds is None or not len(self._seeds):
+            raise OptionError("a strategy that judges given genomes needs some, but got none; pass `seeds`")
+        if not Repairer(self.space, self.config.budgets).is_feasible(self._seeds).all():
+            raise OptionError("given genomes must hold the budgets, but one does not; repair it first")
+        found = DistinctGenomes(len(self._seeds))
+        found.add(self._seeds)
+        return found.genomes()
+
+    @property
+    def n_generations(self) -> int:
+        """Return 0: the given genomes are the initial population, and all."""
+        return 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the given genomes are judged."""
+        return self.generation >= 0

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from evoprune.artefact import ArtefactError, load, read_description, save_artefact
+from evoprune.budget import parse_budget
 from evoprune.callbacks import Callback
 from evoprune.exporting import resolve_artefact
 from evoprune.finetuning import finetune as distil
@@ -20,8 +21,9 @@ from evoprune.loggers import make_loggers
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
 from evoprune.options import FinetuneOptions, NetworkOptions, SearchOptions, resolve_options, with_absolute_paths
+from evoprune.picking import pick_network
 from evoprune.preparation import OBJECT, prepare, resolve_device, trace_network
-from evoprune.result import EvaluationReport, FinetuneResult, SearchResult
+from evoprune.result import EvaluationReport, FinetuneResult, PickResult, SearchResult
 from evoprune.run_directory import RunDirectory, read_json, write_atomically, write_json
 from evoprune.session import prepare_again, read_options, run_session, save_dense
 from fitness.data import ImageData, load_data
@@ -255,6 +257,37 @@ def finetune(
     )
     write_json(target / "finetune.json", result.to_json())
     return result
+
+
+def pick(
+    run: str | Path,
+    budget: str | float,
+    *,
+    model: nn.Module | None = None,
+    data: ImageData | None = None,
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+) -> PickResult:
+    """Write the best network that a run has judged within another ``budget`` to an artefact; nothing is searched again.
+
+    Args:
+        run: A run directory, finished or not; one of mode ``pareto`` offers a whole front.
+        budget: As for :func:`search`, counted in the metric of the run.
+        model: The dense network, where the run was started with an object.
+        data: The images, where the run was started with an object.
+        out: Folder of the artefact; by default ``pick-<budget>`` in the run directory. An artefact there is replaced.
+        observer: Hears of progress.
+
+    Raises:
+        RunDirectoryError: ``run`` is no run directory, or network or images are not those it was started with.
+        BudgetError: The budget is malformed, or nothing that was judged is within it.
+        ArtefactError: ``out`` cannot be written.
+    """
+    directory = RunDirectory.open_existing(Path(run))
+    parsed = parse_budget(budget)
+    target = directory.path / f"pick-{parsed.text.replace(' ', '')}" if out is None else Path(out)
+    options, preparation = prepare_again(directory, observer or SilentObserver(), model=model, data=data)
+    return pick_network(directory, options, preparation, parsed, target)
 
 
 def inspect(

@@ -61,11 +61,7 @@ def export(
         ExportError: An exporter failed, or its file computes something else.
     """
     artefact, out = resolve_artefact(Path(artefact)), Path(out)
-    for name in formats:
-        if name not in FORMATS:
-            raise UnknownNameError("export format", name, FORMATS)
-    for name in formats:
-        _check_packages(name)
+    check_formats(formats)
     network = load(artefact, model)
     shape = read_description(artefact).model.input_shape
     if out.resolve() == artefact.resolve():
@@ -79,6 +75,20 @@ def export(
         raise OptionError(
             f"{str(out)!r} must be a writable folder, but {error.strerror}; choose another --out"
         ) from error
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Check that networks can be written in each of ``formats`` here.
+
+    Raises:
+        UnknownNameError: An unknown format.
+        OptionError: A format needs a package that is not installed.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise UnknownNameError("export format", name, FORMATS)
+    for name in formats:
+        _check_packages(name)
 
 
 def resolve_artefact(path: Path) -> Path:

@@ -189,6 +189,40 @@ class EvaluationReport(_Figures):
         return self.model_dump(mode="json")
 
 
+class PickResult(_Figures):
+    """The network of a run that is best within another budget.
+
+    Attributes:
+        artefact: Folder of the network.
+        run: The run that judged it.
+        metric: What the budget counts.
+        budget: Share of the dense cost that was asked for.
+        objective: What the search minimised, of this network; not comparable with what it gets after further care.
+        macs: Multiply-adds per image.
+        macs_dense: Of the dense network.
+        n_params: Parameters.
+        n_params_dense: Of the dense network.
+        genome_digest: Identity of its mask.
+        adaptation: What was done to its weights.
+    """
+
+    artefact: Path
+    run: Path
+    metric: str
+    budget: float
+    objective: float
+    macs: int
+    macs_dense: int
+    n_params: int
+    n_params_dense: int
+    genome_digest: str
+    adaptation: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return self.model_dump(mode="json")
+
+
 class FinetuneResult(_Figures):
     """The figures of a finetuning; accuracies are fractions.
 

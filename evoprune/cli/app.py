@@ -25,6 +25,7 @@ for command in (
     network_commands.inspect,
     network_commands.evaluate,
     network_commands.finetune,
+    network_commands.pick,
     network_commands.export,
     list_command.list_names,
 ):

@@ -1,4 +1,4 @@
-"""`evoprune inspect`, `evaluate`, `finetune` and `export`."""
+"""`evoprune inspect`, `evaluate`, `finetune`, `pick` and `export`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ LearningRate = Annotated[float, typer.Option(help="Peak of the cosine schedule."
 BatchSize = Annotated[int, typer.Option(help="Images per step.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default inside the run.")]
 Formats = Annotated[list[str] | None, typer.Option("--format", "-f", help="safetensors, onnx or pt2; repeatable.")]
+OtherBudget = Annotated[
+    str | None, typer.Option("--budget", "-b", help="Take the run's best network within this budget instead.")
+]
 Data = Annotated[str | None, typer.Option("--data", "-d", help="Other images than those of the run.")]
 
 
@@ -123,11 +126,46 @@ def finetune(
 
 
 @reports_errors
-def export(run: arg.Run, out: Out = None, formats: Formats = None, as_json: arg.AsJson = False) -> None:
+def pick(
+    run: arg.Run,
+    budget: Annotated[str, typer.Option("--budget", "-b", help='Limit on the cost: "0.4", "40%" or "62M".')],
+    out: Out = None,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Write the best network that a run has judged within another budget; nothing is searched again."""
+    from evoprune import api
+
+    with rich_observer() as observer:
+        result = api.pick(run, budget, out=out, observer=observer)
+    if as_json:
+        print_json(result.to_json())
+        return
+    stdout_console().print(
+        f"{result.artefact}: {format_count(result.macs)} MACs ({result.macs / result.macs_dense:.2%} of dense), "
+        f"{format_count(result.n_params)} params ({result.n_params / result.n_params_dense:.2%}), "
+        f"objective {result.objective:.4g}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@reports_errors
+def export(
+    run: arg.Run, out: Out = None, formats: Formats = None, budget: OtherBudget = None, as_json: arg.AsJson = False
+) -> None:
     """Copy the small network of a run, or an artefact, for other programs; each file is checked."""
+    from evoprune import api
+    from evoprune.exporting import check_formats
     from evoprune.exporting import export as export_artefact
 
-    files = export_artefact(run, out or run / "export", tuple(formats or ("safetensors",)))
+    names = tuple(formats or ("safetensors",))
+    check_formats(names)
+    artefact, target = run, out or run / "export"
+    if budget is not None:
+        with rich_observer() as observer:
+            artefact = api.pick(run, budget, observer=observer).artefact
+        target = out or run / artefact.name.replace("pick", "export", 1)
+    files = export_artefact(artefact, target, names)
     if as_json:
         print_json(
             [

@@ -1,0 +1,77 @@
+"""A network of another budget out of a run that is over: nothing is searched again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from evoprune.artefact import save_artefact
+from evoprune.budget import Budget
+from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
+from evoprune.finishing import describe, fitness_options
+from evoprune.options import SearchOptions
+from evoprune.preparation import Preparation
+from evoprune.result import PickResult
+from evoprune.run_directory import RunDirectory
+from fitness.network import NETWORK_RUNG
+from fitness.recipe import final_network
+from search_spaces.errors import BudgetError, RunDirectoryError
+
+
+def pick_network(
+    run: RunDirectory, options: SearchOptions, preparation: Preparation, budget: Budget, target: Path
+) -> PickResult:
+    """Write the judged network of least objective within ``budget``, adapted with all care, to the folder ``target``.
+
+    The test images are not read.
+
+    Raises:
+        BudgetError: The budget is larger than the dense network, or nothing that was judged is within it.
+        RunDirectoryError: The run has judged nothing yet.
+        ArtefactError: ``target`` cannot be written.
+    """
+    space, dense = preparation.space, preparation.dense.model
+    cost_dense = space.macs_dense if options.metric == "macs" else space.n_params_dense
+    fraction = budget.as_fraction(cost_dense, options.metric)
+    record = _best_within(run, options.metric, fraction, cost_dense)
+    fitness = fitness_options(options, preparation)
+    network = final_network(dense, space, record.genome, preparation.data, fitness, seed=options.seed)
+    save_artefact(target, network, describe(options, preparation, record.genome, network))
+    return PickResult(
+        artefact=target,
+        run=run.path,
+        metric=options.metric,
+        budget=fraction,
+        objective=record.evaluation.objective,
+        macs=record.macs,
+        macs_dense=space.macs_dense,
+        n_params=record.n_params,
+        n_params_dense=space.n_params_dense,
+        genome_digest=record.evaluation.digest,
+        adaptation=fitness.compensation,
+    )
+
+
+def _best_within(run: RunDirectory, metric: str, fraction: float, cost_dense: int) -> StoredEvaluation:
+    """Return the evaluation of least objective within the budget; of equal ones the cheapest, then the first."""
+
+    def cost(record: StoredEvaluation) -> int:
+        return record.macs if metric == "macs" else record.n_params
+
+    with EvaluationStore(run.evaluations_path, read_only=True) as store:
+        judged = [record for record in store.records(NETWORK_RUNG) if np.isfinite(record.evaluation.objective)]
+    if not judged:
+        raise RunDirectoryError(
+            f"a network can be picked once a run has judged one, but {run.path} has not; "
+            f"continue it with `evoprune resume {run.path}`"
+        )
+    within = [record for record in judged if cost(record) <= fraction * cost_dense]
+    if not within:
+        costs = [cost(record) / cost_dense for record in judged]
+        raise BudgetError(
+            f"a budget must leave a network that the run has judged, but of {len(judged)} the cheapest costs "
+            f"{min(costs):.4f} and the dearest {max(costs):.4f} of the dense {metric}, and the budget is "
+            f"{fraction:.4g}; raise it, or search with `--mode pareto --budget 1`, which covers all costs"
+        )
+    return min(within, key=lambda record: (record.evaluation.objective, cost(record)))

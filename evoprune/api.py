@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from evoprune.artefact import ArtefactError, load, read_description, save_artefact
-from evoprune.budget import parse_budget
+from evoprune.budget import parse_budgets
 from evoprune.callbacks import Callback
 from evoprune.exporting import resolve_artefact
 from evoprune.finetuning import finetune as distil
@@ -34,7 +34,7 @@ def search(
     model: str | nn.Module = "vgg16",
     data: str | ImageData = "digits",
     *,
-    budget: str | float | Sequence[str] | Mapping[str, str | float] = "0.3",
+    budget: str | float | Sequence[str] | Mapping[str, str | float] | None = None,
     out: str | Path | None = None,
     observer: Observer | None = None,
     callbacks: Sequence[Callback] = (),
@@ -46,7 +46,8 @@ def search(
         model: A name that ``evoprune list models`` shows, or a trained network, which is not changed.
         data: A name that ``evoprune list data`` shows, or images.
         budget: A share of the dense cost (``0.3``, ``"30%"``) or a cost (``"62M"``), of MACs or of the ``metric`` given
-            with the options; or several by metric (``{"macs": 0.5, "params": "1M"}``). None is ever exceeded.
+            with the options; or several by metric (``{"macs": 0.5, "params": "1M"}``). None is exceeded. By default
+            0.3 of the MACs, and no limit in mode ``pareto``.
         out: The run directory; by default ``runs/<model>-<data>-<seed>``, with a number where that exists.
         observer: Hears of progress, and may stop the run.
         callbacks: Hear of every chunk of evaluations and every generation.
@@ -272,7 +273,8 @@ def pick(
 
     Args:
         run: A run directory, finished or not; one of mode ``pareto`` offers a whole front.
-        budget: As for :func:`search`, counted in the metric of the run.
+        budget: A share or a cost, of what the run's first budget counts, or of the metric that it names
+            (``"params=0.4"``).
         model: The dense network, where the run was started with an object.
         data: The images, where the run was started with an object.
         out: Folder of the artefact; by default ``pick-<budget>`` in the run directory. An artefact there is replaced.
@@ -284,8 +286,11 @@ def pick(
         ArtefactError: ``out`` cannot be written.
     """
     directory = RunDirectory.open_existing(Path(run))
-    parsed = parse_budget(budget)
-    target = directory.path / f"pick-{parsed.text.replace(' ', '')}" if out is None else Path(out)
+    started_with = read_options(directory)
+    metric = parse_budgets(started_with.budget, started_with.metric)[0].metric
+    (parsed,) = parse_budgets([str(budget)], None if "=" in str(budget) else metric)
+    name = f"pick-{str(budget).replace(' ', '')}"
+    target = directory.path / name if out is None else Path(out)
     options, preparation = prepare_again(directory, observer or SilentObserver(), model=model, data=data)
     return pick_network(directory, options, preparation, parsed, target)
 

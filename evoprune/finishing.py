@@ -12,6 +12,7 @@ from torch import nn
 
 from evoprune.artefact import Description, added_biases, record_cost, record_genome, save_artefact
 from evoprune.baseline import uniform_l1_genome
+from evoprune.budget import DEFAULT_METRIC
 from evoprune.callbacks import SearchOutcome
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
 from evoprune.interruption import stop_if_asked
@@ -53,7 +54,7 @@ def finish(
         raise ExecutionError("a finished search must have judged at least one genome, but has not; start it again")
     dense, data, space = preparation.dense.model, preparation.data, preparation.space
     fitness = fitness_options(options, preparation)
-    baseline = baseline_genome(options, preparation)
+    baseline = baseline_genome(options, preparation, outcome.best.genome)
     networks: dict[str, tuple[BoolArray, str] | None] = {
         "test_accuracy_dense": None,
         "test_accuracy": (outcome.best.genome, fitness.compensation),
@@ -108,9 +109,17 @@ def fitness_options(options: SearchOptions, preparation: Preparation) -> Fitness
     return options.fitness_options(is_trained_here=preparation.dense.is_trained_here)
 
 
-def baseline_genome(options: SearchOptions, preparation: Preparation) -> BoolArray:
-    """Return the uniform-L1 genome ``(n_genes,)`` at the budget of the run."""
-    return uniform_l1_genome(preparation.dense.model, preparation.space, preparation.budgets, options.seed)
+def baseline_genome(options: SearchOptions, preparation: Preparation, winner: BoolArray | None = None) -> BoolArray:
+    """Return the uniform-L1 genome ``(n_genes,)`` at the budgets of the run.
+
+    Where these are no limit, it is as costly as the ``winner`` ``(n_genes,)`` by the first metric.
+    """
+    space, budgets = preparation.space, dict(preparation.budgets)
+    if winner is not None and all(budget >= 1 for budget in budgets.values()):
+        metric = next(iter(budgets), DEFAULT_METRIC)
+        cost, cost_dense = int(space.cost(metric, winner[None])[0]), space.cost_range(metric)[1]
+        budgets = {metric: min((cost + 0.5) / cost_dense, 1.0)}
+    return uniform_l1_genome(preparation.dense.model, space, budgets, options.seed)
 
 
 def test_accuracy(network: nn.Module, preparation: Preparation) -> float:

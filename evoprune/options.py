@@ -223,6 +223,8 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
         raise UnknownNameError("mode", mode, MODES)
     if isinstance(fitness := given.get("fitness", "ladder"), str) and fitness not in FITNESSES:
         raise UnknownNameError("fitness", fitness, FITNESSES)
+    if "budget" in kind.model_fields and given.get("budget") is None:
+        given["budget"] = MODES[mode].default_budget if isinstance(mode, str) else None
     metric = given.get("metric")
     if isinstance(metric, str) and metric not in METRICS:
         raise UnknownNameError("metric", metric, METRICS)

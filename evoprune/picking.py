@@ -16,6 +16,7 @@ from evoprune.result import PickResult
 from evoprune.run_directory import RunDirectory
 from fitness.network import NETWORK_RUNG
 from fitness.recipe import final_network
+from search_spaces import SearchSpace
 from search_spaces.errors import BudgetError, RunDirectoryError
 
 
@@ -31,17 +32,16 @@ def pick_network(
         RunDirectoryError: The run has judged nothing yet.
         ArtefactError: ``target`` cannot be written.
     """
-    space, dense = preparation.space, preparation.dense.model
-    cost_dense = space.macs_dense if options.metric == "macs" else space.n_params_dense
-    fraction = budget.as_fraction(cost_dense, options.metric)
-    record = _best_within(run, options.metric, fraction, cost_dense)
+    space, dense, metric = preparation.space, preparation.dense.model, budget.metric
+    fraction = budget.as_fraction(space.cost_range(metric)[1])
+    record = _best_within(run, space, metric, fraction)
     fitness = fitness_options(options, preparation)
     network = final_network(dense, space, record.genome, preparation.data, fitness, seed=options.seed)
     save_artefact(target, network, describe(options, preparation, record.genome, network))
     return PickResult(
         artefact=target,
         run=run.path,
-        metric=options.metric,
+        metric=metric,
         budget=fraction,
         objective=record.evaluation.objective,
         macs=record.macs,
@@ -53,12 +53,8 @@ def pick_network(
     )
 
 
-def _best_within(run: RunDirectory, metric: str, fraction: float, cost_dense: int) -> StoredEvaluation:
+def _best_within(run: RunDirectory, space: SearchSpace, metric: str, fraction: float) -> StoredEvaluation:
     """Return the evaluation of least objective within the budget; of equal ones the cheapest, then the first."""
-
-    def cost(record: StoredEvaluation) -> int:
-        return record.macs if metric == "macs" else record.n_params
-
     with EvaluationStore(run.evaluations_path, read_only=True) as store:
         judged = [record for record in store.records(NETWORK_RUNG) if np.isfinite(record.evaluation.objective)]
     if not judged:
@@ -66,12 +62,12 @@ def _best_within(run: RunDirectory, metric: str, fraction: float, cost_dense: in
             f"a network can be picked once a run has judged one, but {run.path} has not; "
             f"continue it with `evoprune resume {run.path}`"
         )
-    within = [record for record in judged if cost(record) <= fraction * cost_dense]
-    if not within:
-        costs = [cost(record) / cost_dense for record in judged]
+    costs = space.cost(metric, np.stack([record.genome for record in judged])) / space.cost_range(metric)[1]
+    within = np.flatnonzero(costs <= fraction)
+    if not len(within):
         raise BudgetError(
             f"a budget must leave a network that the run has judged, but of {len(judged)} the cheapest costs "
-            f"{min(costs):.4f} and the dearest {max(costs):.4f} of the dense {metric}, and the budget is "
-            f"{fraction:.4g}; raise it, or search with `--mode pareto --budget 1`, which covers all costs"
+            f"{costs.min():.4f} and the dearest {costs.max():.4f} of the dense {metric}, and the budget is "
+            f"{fraction:.4g}; raise it, or search with `--mode pareto`, which covers all costs"
         )
-    return min(within, key=lambda record: (record.evaluation.objective, cost(record)))
+    return judged[min(within, key=lambda row: (judged[row].evaluation.objective, costs[row]))]

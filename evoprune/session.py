@@ -256,7 +256,8 @@ def _result(
 ) -> SearchResult:
     assert outcome.best is not None
     space, fitness = preparation.space, fitness_options(options, preparation)
-    best, baseline = outcome.best.genome[None], baseline_genome(options, preparation)[None]
+    best = outcome.best.genome[None]
+    baseline = baseline_genome(options, preparation, outcome.best.genome)[None]
     is_bfloat16 = gains_by_bfloat16(preparation.device)
     return SearchResult(
         run=run.path,

@@ -17,8 +17,13 @@ from evoprune.options import SearchOptions
 from evoprune.result import SearchResult
 
 Budget = Annotated[
-    list[str],
-    typer.Option("--budget", "-b", help='Limit on the cost: "0.3", "30%", "62M" or "params=0.4"; repeatable.'),
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        "-b",
+        help='Limit on the cost: "0.3", "30%", "62M" or "params=0.4"; repeatable.',
+        show_default="0.3, none in mode pareto",
+    ),
 ]
 Metric = Annotated[str | None, typer.Option(help=f"What a bare budget counts: {', '.join(METRICS)}.")]
 Mode = Annotated[str, typer.Option(help="How the space is searched: a name of `evoprune list modes`.")]
@@ -60,7 +65,7 @@ DEFAULTS: dict[str, Any] = {name: field.default for name, field in SearchOptions
 @reports_errors
 def search(
     model: arg.Model = DEFAULTS["model"],
-    budget: Budget = list(DEFAULTS["budget"]),  # noqa: B006 - typer reads it, nobody changes it
+    budget: Budget = None,
     weights: arg.Weights = None,
     data: arg.Data = DEFAULTS["data"],
     out: Out = None,

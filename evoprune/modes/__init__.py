@@ -11,7 +11,7 @@ from evoprune.modes.whole import search_whole
 
 MODES: Mapping[str, Mode] = {
     "global": Mode("the whole genome evolves under the budget", search_whole),
-    "pareto": Mode("NSGA-II over quality and cost: one run, a whole front", search_front),
+    "pareto": Mode("NSGA-II over quality and cost: one run, a whole front", search_front, default_budget="1"),
     "random": Mode("random genomes under the budget, as many evaluations", search_at_random, is_informed=False),
     "uniform-l1": Mode(
         "channels of largest L1 norm, an equal share of every group; no search",

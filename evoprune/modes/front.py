@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from evoprune.modes.mode import SearchTask
@@ -11,7 +13,7 @@ from search_spaces.genome import BoolArray
 
 
 def search_front(task: SearchTask) -> Strategy:
-    """Return the search of the front of quality and ``options.metric``, which the budget ends.
+    """Return the search of the front of quality and the cost that the first budget counts; the budgets end it.
 
     A budget of the whole dense network is none: the winner is then the front's knee.
 
@@ -19,31 +21,28 @@ def search_front(task: SearchTask) -> Strategy:
         OptionError: The space offers nothing to remove, or the ladder has an elite rung.
         BudgetError: A budget cannot be reached.
     """
-    metric = task.options.metric
+    budgets = {name: value for name, value in task.config.budgets.items() if value is not None}
+    metric = next(iter(budgets))
     return ParetoSearch(
         task.space,
-        task.config,
+        dataclasses.replace(task.config, budgets=budgets),
         seed=task.options.seed,
         metric=metric,
-        has_budget=float(task.config.budgets[metric] or 1.0) < 1.0,
-        seeds=_seeds(task),
+        has_budget=budgets[metric] < 1.0,
+        seeds=_seeds(task, metric, budgets),
         priors=task.priors,
     )
 
 
-def _seeds(task: SearchTask) -> BoolArray | None:
-    """Return genomes of evenly spread costs by error per cost, where the scores are layer errors."""
-    if task.seeds is None or task.channel_scores is None or not len(task.seeds):
+def _seeds(task: SearchTask, metric: str, budgets: dict[str, float]) -> BoolArray | None:
+    """Return as many seeds as the task has, of evenly spread costs by error per cost, where scores are layer errors."""
+    scores = next((prior.scores for prior in task.priors if prior.name == "two-step"), None)
+    if scores is None or task.seeds is None or not len(task.seeds):
         return None
-    metric, most = task.options.metric, float(task.config.budgets[task.options.metric] or 1.0)
-    space, n = task.space, len(task.seeds)
-    smallest, dense = space.macs_range if metric == "macs" else space.n_params_range
-    least = smallest / dense
-    # The smallest network is the population's; a seed there would be the same.
-    levels = least + (most - least) * np.arange(1, n + 1) / n
+    smallest, dense = task.space.cost_range(metric)
+    least, n = (smallest + 0.5) / dense, len(task.seeds)
     rng = make_generator(task.options.seed, "knowledge", 1)
-    seeds = [
-        width_seeds(space, task.channel_scores, rng=rng, n=1, **{f"{metric}_budget": float(min(level, most))})
-        for level in levels
-    ]
+    # The smallest network is the population's; a seed there would be the same.
+    levels = [min(least + (budgets[metric] - least) * (i + 1) / n, budgets[metric]) for i in range(n)]
+    seeds = [width_seeds(task.space, scores, rng=rng, n=1, budgets={**budgets, metric: level}) for level in levels]
     return np.concatenate(seeds)

@@ -47,9 +47,11 @@ class Mode:
         build: Makes the strategy.
         is_informed: Whether it starts from channel scores and seeds; they cost some seconds.
         needs_baseline: Whether it starts from the uniform-L1 genome.
+        default_budget: The budget where none is given; ``1`` is none.
     """
 
     description: str
     build: Callable[[SearchTask], Strategy]
     is_informed: bool = True
     needs_baseline: bool = False
+    default_budget: str = "0.3"

@@ -47,7 +47,7 @@ class RangeRepairer(Repairer):
 
     def sample(self, n_individuals: int, *, rng: np.random.Generator) -> BoolArray:
         """Return ``(n_individuals, n_genes)`` random feasible genomes of all costs."""
-        return self(self._space.sample(rng=rng, n=n_individuals), rng=rng)
+        return self(self._space.sample(rng=rng, n=n_individuals, budgets={}), rng=rng)
 
 
 class ParetoSearch(Search):
@@ -60,7 +60,7 @@ class ParetoSearch(Search):
         space: As for :class:`Search`.
         config: As for :class:`Search`; the budget of ``metric`` ends the front, 1 at the dense network.
         seed: As for :class:`Search`.
-        metric: The cost that is minimised: a key of the budgets.
+        metric: The cost that is minimised: one of the budgets.
         has_budget: Whether the best genome is the one of least objective. A front that ends at no wanted cost hands
             back its knee instead.
         **options: Further arguments of :class:`Search`.
@@ -157,11 +157,9 @@ class ParetoSearch(Search):
 
     def _cost_levels(self, n: int) -> list[float]:
         """Return ``n`` costs from the least reachable one to the budget, in equal steps."""
-        lattice = self._repairer.lattice
-        nothing = np.zeros((1, self.space.n_genes), np.bool_)
-        smallest = with_counts(nothing, lattice.canonical(lattice.min_keep[None]), nothing.astype(np.float64), lattice)
+        smallest, dense = self.space.cost_range(self.metric)
         most = float(self._repairer.budgets[self.metric])
-        least = min(float(self.costs(smallest)[0]) * (1 + 1e-9), most)
+        least = min((smallest + 0.5) / dense, most)
         return np.linspace(least, most, n).tolist()
 
     def _violations(self, genomes: BoolArray) -> FloatArray:

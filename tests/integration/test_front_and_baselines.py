@@ -16,7 +16,7 @@ from tests.integration.command_line import run, write_images, write_weights
 from tests.integration.test_interruption import _CtrlC, _same_run
 
 #: Mode and budget.
-RUNS = {"pareto": "1", "random": "0.5", "uniform-l1": "0.5"}
+RUNS = {"pareto": None, "random": "0.5", "uniform-l1": "0.5"}
 N_GENERATIONS = 2
 
 

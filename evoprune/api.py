@@ -25,7 +25,7 @@ from evoprune.picking import pick_network
 from evoprune.preparation import OBJECT, prepare, resolve_device, trace_network
 from evoprune.result import EvaluationReport, FinetuneResult, PickResult, SearchResult
 from evoprune.run_directory import RunDirectory, read_json, write_atomically, write_json
-from evoprune.session import prepare_again, read_options, run_session, save_dense
+from evoprune.session import plan_of, prepare_again, read_options, run_session, save_dense
 from fitness.data import ImageData, load_data
 from search_spaces.errors import OptionError, RunDirectoryError
 
@@ -292,7 +292,7 @@ def pick(
     name = f"pick-{str(budget).replace(' ', '')}"
     target = directory.path / name if out is None else Path(out)
     options, preparation = prepare_again(directory, observer or SilentObserver(), model=model, data=data)
-    return pick_network(directory, options, preparation, parsed, target)
+    return pick_network(directory, options, preparation, parsed, plan_of(options, preparation).judge, target)
 
 
 def inspect(

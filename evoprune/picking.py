@@ -14,16 +14,15 @@ from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation
 from evoprune.result import PickResult
 from evoprune.run_directory import RunDirectory
-from fitness.network import NETWORK_RUNG
 from fitness.recipe import final_network
 from search_spaces import SearchSpace
 from search_spaces.errors import BudgetError, RunDirectoryError
 
 
 def pick_network(
-    run: RunDirectory, options: SearchOptions, preparation: Preparation, budget: Budget, target: Path
+    run: RunDirectory, options: SearchOptions, preparation: Preparation, budget: Budget, rung: str, target: Path
 ) -> PickResult:
-    """Write the judged network of least objective within ``budget``, adapted with all care, to the folder ``target``.
+    """Write the network of least objective at ``rung`` within ``budget``, adapted with all care, to ``target``.
 
     The test images are not read.
 
@@ -34,7 +33,7 @@ def pick_network(
     """
     space, dense, metric = preparation.space, preparation.dense.model, budget.metric
     fraction = budget.as_fraction(space.cost_range(metric)[1])
-    record = _best_within(run, space, metric, fraction)
+    record = _best_within(run, space, metric, fraction, rung)
     fitness = fitness_options(options, preparation)
     network = final_network(dense, space, record.genome, preparation.data, fitness, seed=options.seed)
     save_artefact(target, network, describe(options, preparation, record.genome, network))
@@ -53,10 +52,10 @@ def pick_network(
     )
 
 
-def _best_within(run: RunDirectory, space: SearchSpace, metric: str, fraction: float) -> StoredEvaluation:
+def _best_within(run: RunDirectory, space: SearchSpace, metric: str, fraction: float, rung: str) -> StoredEvaluation:
     """Return the evaluation of least objective within the budget; of equal ones the cheapest, then the first."""
     with EvaluationStore(run.evaluations_path, read_only=True) as store:
-        judged = [record for record in store.records(NETWORK_RUNG) if np.isfinite(record.evaluation.objective)]
+        judged = [record for record in store.records(rung) if np.isfinite(record.evaluation.objective)]
     if not judged:
         raise RunDirectoryError(
             f"a network can be picked once a run has judged one, but {run.path} has not; "

@@ -119,8 +119,8 @@ def make_search(options: SearchOptions, preparation: Preparation, knowledge: Kno
 
 
 def plan_of(options: SearchOptions, preparation: Preparation) -> LadderPlan:
-    """Return which rung does what."""
-    return ladder_plan(options, len(preparation.data.val))
+    """Return which rung does what in the mode of the run."""
+    return MODES[options.mode].plan(ladder_plan(options, len(preparation.data.val)))
 
 
 def recipe_of(

@@ -11,13 +11,22 @@ from evoprune.modes.whole import search_whole
 
 MODES: Mapping[str, Mode] = {
     "global": Mode("the whole genome evolves under the budget", search_whole),
-    "pareto": Mode("NSGA-II over quality and cost: one run, a whole front", search_front, default_budget="1"),
-    "random": Mode("random genomes under the budget, as many evaluations", search_at_random, is_informed=False),
+    "pareto": Mode(
+        "NSGA-II over quality and cost: one run, a whole front", search_front, uses_elites=False, default_budget="1"
+    ),
+    "random": Mode(
+        "random genomes under the budget, as many evaluations",
+        search_at_random,
+        is_informed=False,
+        uses_screens=False,
+    ),
     "uniform-l1": Mode(
         "channels of largest L1 norm, an equal share of every group; no search",
         take_uniform_l1,
         is_informed=False,
         needs_baseline=True,
+        uses_screens=False,
+        uses_elites=False,
     ),
 }
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from evoprune.modes.mode import SearchTask
 from evoprune.search import GivenGenomes, RandomSearch, Strategy
 
 
 def search_at_random(task: SearchTask) -> Strategy:
-    """Return random search with as many judged genomes as the other modes; nothing is screened.
+    """Return random search with as many judged genomes as the other modes.
 
     Raises:
         OptionError: The space offers nothing to remove.
         BudgetError: A budget cannot be reached.
     """
-    ladder = dataclasses.replace(task.config.ladder, screen=None)
-    config = dataclasses.replace(task.config, ladder=ladder)
-    return RandomSearch(task.space, config, seed=task.options.seed)
+    return RandomSearch(task.space, task.config, seed=task.options.seed)
 
 
 def take_uniform_l1(task: SearchTask) -> Strategy:
@@ -27,6 +23,4 @@ def take_uniform_l1(task: SearchTask) -> Strategy:
         OptionError: The space offers nothing to remove.
     """
     assert task.baseline is not None
-    ladder = dataclasses.replace(task.config.ladder, screen=None)
-    config = dataclasses.replace(task.config, ladder=ladder)
-    return GivenGenomes(task.space, config, seed=task.options.seed, seeds=task.baseline[None])
+    return GivenGenomes(task.space, task.config, seed=task.options.seed, seeds=task.baseline[None])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from evoprune.search import Prior, SearchConfig, Strategy
+from evoprune.search import LadderPlan, Prior, SearchConfig, Strategy
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, FloatArray
 
@@ -47,6 +47,8 @@ class Mode:
         build: Makes the strategy.
         is_informed: Whether it starts from channel scores and seeds; they cost some seconds.
         needs_baseline: Whether it starts from the uniform-L1 genome.
+        uses_screens: Whether cheap rungs may leave offspring out before they are judged.
+        uses_elites: Whether a dear rung may judge the best once more.
         default_budget: The budget where none is given; ``1`` is none.
     """
 
@@ -54,4 +56,12 @@ class Mode:
     build: Callable[[SearchTask], Strategy]
     is_informed: bool = True
     needs_baseline: bool = False
+    uses_screens: bool = True
+    uses_elites: bool = True
     default_budget: str = "0.3"
+
+    def plan(self, ladder: LadderPlan) -> LadderPlan:
+        """Return what the mode uses of ``ladder``."""
+        if not self.uses_screens:
+            ladder = replace(ladder, screen=None, halving=())
+        return ladder if self.uses_elites else replace(ladder, elite=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -65,6 +66,8 @@ def _same_run(first: Path, second: Path) -> None:
     for result in results:
         for name in ("wall_s", "search_s", "workers"):
             del result[name]
+        for figures in result["rungs"].values():
+            del figures["seconds"]
     assert results[0] == results[1]
     assert _evaluations(first) == _evaluations(second)
     assert (first / "front.csv").read_bytes() == (second / "front.csv").read_bytes()
@@ -213,4 +216,4 @@ def test_the_first_ctrl_c_is_acknowledged_at_once(
     assert outcome.stdout == ""
     lines = outcome.stderr.splitlines()
     assert "stopping at the next safe point; press Ctrl-C again to stop at once" in lines
-    assert lines[-1].startswith("stopped after generation 1, 12 evaluations; continue with: evoprune resume ")
+    assert re.match(r"stopped after generation 1, \d+ evaluations; continue with: evoprune resume ", lines[-1])

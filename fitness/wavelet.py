@@ -187,7 +187,8 @@ class GroupWavelets:
         distances: Terms of the squared distance from the aggregate of all channels, relative to its energy.
         between: ``(size,)`` scatter of the class means of each channel's sub-band energies; zero without labels.
         within: ``(size,)`` scatter within the classes.
-        detail_share: ``(size,)`` mean share of a channel's energy that lies in its details.
+        detail_share: ``(size,)`` mean share of a channel's energy that lies in its details; 1 where maps are too small
+            to have any, 0 for a map without energy.
         n_images: Images that the figures rest on.
     """
 
@@ -445,6 +446,6 @@ def _scatter(energies: FloatArray, classes: IntArray | None) -> tuple[FloatArray
 def _detail_share(energies: FloatArray, *, has_details: bool) -> FloatArray:
     total = energies.sum(axis=2)
     if not has_details or not len(energies):
-        return np.ones(energies.shape[1])
+        return np.asarray((total.sum(axis=0) > 0) | (len(energies) == 0), np.float64)
     share = np.divide(energies[:, :, 1:].sum(axis=2), total, out=np.zeros_like(total), where=total > 0)
     return np.asarray(share.mean(axis=0))

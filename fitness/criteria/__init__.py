@@ -6,6 +6,7 @@ from fitness.criteria.drawing import draw_seeds
 from fitness.criteria.inputs import CriterionInput
 from fitness.criteria.knowledge_cache import cached_knowledge
 from fitness.criteria.removal import removal_order
+from fitness.criteria.shapley import shapley_values
 
 __all__ = [
     "CRITERIA",
@@ -17,4 +18,5 @@ __all__ = [
     "cached_knowledge",
     "draw_seeds",
     "removal_order",
+    "shapley_values",
 ]

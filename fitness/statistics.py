@@ -148,6 +148,7 @@ class _Accumulator:
         self.n_dropped = 0
         self.sum = torch.zeros(groups, k, dtype=torch.float64)
         self.second = torch.zeros((groups, k, k) if with_covariance else 0)
+        self.shift: Tensor | None = None  # near the mean: second moments about it cancel nothing in float32
         if with_covariance:
             return
         generator = torch.Generator().manual_seed(options.seed)
@@ -177,6 +178,10 @@ class _Accumulator:
         self.n_rows += patches.shape[1]
         self.sum += patches.sum(dim=1)
         if self.second.numel():
+            if self.view.source.has_bias:
+                if self.shift is None and patches.shape[1]:
+                    self.shift = patches.mean(dim=1, keepdim=True)
+                patches = patches if self.shift is None else patches - self.shift
             self.second.baddbmm_(patches.transpose(1, 2), patches)
         else:
             self._add_sketched(patches)
@@ -208,8 +213,9 @@ class _Accumulator:
         centre = layer.has_bias
         if self.second.numel():
             covariance = self.second.div_(n)
-            if centre:
-                covariance.baddbmm_(mean.unsqueeze(2), mean.unsqueeze(1), alpha=-1)
+            if self.shift is not None:
+                offset_mean = (self.sum / n - self.shift.squeeze(1)).float()
+                covariance.baddbmm_(offset_mean.unsqueeze(2), offset_mean.unsqueeze(1), alpha=-1)
             gram, energy = self._gram_of(covariance)
             channel_covariance = torch.zeros(0)
         else:

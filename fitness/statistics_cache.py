@@ -23,7 +23,7 @@ from fitness.program import Program
 from fitness.statistics import ConsumerStatistics, DenseStatistics, StatisticsOptions, collect_statistics
 from fitness.two_step import TwoStep
 
-_FORMAT = 1
+_FORMAT = 2
 _ARRAYS = ("column_genes", "genes", "gram")
 _TENSORS = ("mean", "covariance", "channel_covariance")
 

@@ -210,6 +210,7 @@ def test_the_first_ctrl_c_is_acknowledged_at_once(
     monkeypatch.setattr(progress, "RichObserver", Pressing)
     arguments = ["search", "--model", "vgg16", "--model-args", json.dumps(options["model_args"])]
     arguments += ["--weights", options["weights"], "--data", options["data"], "--population", "6"]
+    arguments += ["--fitness", "network"]  # 6 networks in each generation
     arguments += ["--n-fitness-images", "16", "--n-calibration-images", "16", "--out", str(tmp_path / "RUN"), "--json"]
     outcome = run(*arguments)
     assert outcome.exit_code == 130

@@ -17,6 +17,7 @@ from evoprune.finetuning import finetune as distil
 from evoprune.fitness_plan import check_fitness
 from evoprune.inspection import SpaceSummary, draw_space, summarise_space
 from evoprune.interruption import stop_if_asked
+from evoprune.limits import with_limits
 from evoprune.loggers import make_loggers
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
@@ -97,17 +98,20 @@ def resume(
     address: str | None = None,
     observer: Observer | None = None,
     callbacks: Sequence[Callback] = (),
+    **limits: Any,
 ) -> SearchResult:
     """Continue the search in the run directory ``run``; the outcome is that of one that was never interrupted.
 
     Args:
-        run: A run directory; one that is finished is answered from its ``result.json``.
+        run: A run directory; one that is finished is answered from its ``result.json``, unless there are ``limits``.
         model: The dense network, where the run was started with an object.
         data: The images, where the run was started with an object.
         workers: Number of Ray workers, where it is to be another than before; it does not change the outcome.
         address: Likewise.
         observer: Hears of progress, and may stop the run.
         callbacks: As for :func:`search`; the run's own loggers go on by themselves.
+        **limits: When the run ends instead, by the names of :data:`evoprune.limits.LIMITS`, such as ``n_generations``;
+            counted from the beginning of the run, and recorded in it. A run that is finished is continued.
 
     Raises:
         RunDirectoryError: ``run`` is no run directory, or network, images or space are not those it was started with.
@@ -115,10 +119,14 @@ def resume(
     """
     observer = observer or SilentObserver()
     directory = RunDirectory.open_existing(Path(run))
-    if directory.result_path.is_file():
+    has_limits = any(value is not None for value in limits.values())
+    if directory.result_path.is_file() and not has_limits:
         observer.on_note(f"{run} is finished")
         return SearchResult.from_json(directory.path, read_json(directory.result_path))
     options, preparation = prepare_again(directory, observer, model=model, data=data)
+    with directory.locked():
+        options = with_limits(directory, options, limits)
+        directory.result_path.unlink(missing_ok=True)  # or a run that is stopped again would pass for finished
     changes = {"workers": workers, "address": address}
     placed = options.model_dump() | {name: value for name, value in changes.items() if value is not None}
     loggers = make_loggers(options.loggers, options.model_dump(mode="json"))

@@ -120,12 +120,32 @@ class SearchOptions(NetworkOptions):
     n_calibration_images: Annotated[int, Field(ge=2, description="training images that a candidate is adapted on")] = (
         FITNESS.n_calibration_images
     )
+    max_evaluations: Annotated[
+        int | None, Field(ge=1, description="evaluations, at any rung, after whose generation the search ends")
+    ] = None
+    max_time_s: Annotated[
+        float | None, Field(gt=0, lt=float("inf"), description="seconds of search, resumed parts included")
+    ] = None
+    patience: Annotated[int | None, Field(ge=1, description="generations without any gain that end the search")] = None
+    target: Annotated[
+        float | None, Field(allow_inf_nan=False, description="judged objective at which the search ends")
+    ] = None
+    min_hypervolume_gain: Annotated[
+        float | None,
+        Field(ge=0, lt=float("inf"), description="share by which a front has to grow in five generations"),
+    ] = None
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:N")] = "auto"
     workers: Annotated[int, Field(ge=0, description="Ray workers; 0 evaluates inside this process")] = 0
     address: Annotated[str | None, Field(description="a Ray cluster to join")] = None
     loggers: Annotated[
         tuple[str, ...], Field(strict=False, description="names of `evoprune list loggers`, besides log.jsonl")
     ] = ()
+
+    @model_validator(mode="after")
+    def _fronts_have_hypervolumes(self) -> SearchOptions:
+        if self.min_hypervolume_gain is not None and self.mode != "pareto":
+            raise ValueError("`min_hypervolume_gain` needs a front, which mode `pareto` searches alone")
+        return self
 
     @field_validator("budget", mode="before")
     @classmethod

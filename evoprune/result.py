@@ -88,6 +88,7 @@ class SearchResult(_Figures):
         fitness: What candidates were judged by: a name of ``evoprune list fitness``.
         objective: What the search minimised; its rung is the dearest one, which chose the winner.
         rungs: What each rung did, cheapest first.
+        stopped_by: Which rule ended the search.
         n_generations: Finished generations.
         n_evaluations: Evaluations that were made, over all rungs.
         n_cached: Evaluations that were asked for again and answered from the store.
@@ -124,6 +125,7 @@ class SearchResult(_Figures):
     fitness: str
     objective: ObjectiveFigures
     rungs: dict[str, RungFigures]
+    stopped_by: str
     n_generations: int
     n_evaluations: int
     n_cached: int

@@ -3,6 +3,7 @@
 config.json          resolved options, versions, hashes of weights, data, space and options
 evaluations.sqlite   every evaluated genome once per rung
 checkpoint/          the last few states of the search
+limits.json          when the run ends, where that was changed on resuming it
 log.jsonl            one event per line
 best/                the pruned network
 result.json          the figures of a finished run
@@ -59,6 +60,11 @@ class RunDirectory:
     def knowledge_path(self) -> Path:
         """Which criteria gave first genomes and priors."""
         return self.path / "knowledge.json"
+
+    @property
+    def limits_path(self) -> Path:
+        """When the run ends, where it was resumed with other limits than it began with."""
+        return self.path / "limits.json"
 
     @property
     def log_path(self) -> Path:

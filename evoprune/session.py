@@ -19,6 +19,7 @@ from evoprune.finishing import baseline_genome, finish, fitness_options, rung_fi
 from evoprune.fitness_plan import check_fitness, ladder_plan, objective_name
 from evoprune.interruption import InterruptedRunError
 from evoprune.knowledge import Choice, Knowledge, gather_knowledge
+from evoprune.limits import stop_rules
 from evoprune.modes import MODES, SearchTask
 from evoprune.observer import Observer
 from evoprune.options import SearchOptions, resolve_options
@@ -71,7 +72,7 @@ def run_session(
             search_started = time.perf_counter()
             judged_by = objective_name(plan.judge, options.objective)
             listeners = [SearchProgress(observer, judged_by), *callbacks]
-            outcome = run_search(search, executor, store, run, callbacks=listeners)
+            outcome = run_search(search, executor, store, run, callbacks=listeners, stop=stop_rules(options))
             search_ended = time.perf_counter()
             if outcome.status == "interrupted":
                 raise InterruptedRunError(run.path, _progress_of(outcome))
@@ -286,6 +287,7 @@ def _result(
             n_images=rungs[outcome.best.rung].n_images,
         ),
         rungs=rungs,
+        stopped_by=outcome.reason,
         n_generations=outcome.generation,
         n_evaluations=outcome.n_evaluations,
         n_cached=outcome.n_cached,

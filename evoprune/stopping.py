@@ -17,7 +17,8 @@ class Progress:
         generation: The last finished generation; -1 before the initial population is judged.
         n_evaluations: Evaluations made, at any rung.
         elapsed_s: Seconds of work.
-        logbook: One row per finished generation, with ``best``: the best objective of the judge rung so far.
+        logbook: One row per finished generation, with ``best``: the best objective of the judge rung so far; and with
+            ``hypervolume`` where the search has a front.
     """
 
     generation: int
@@ -87,7 +88,10 @@ class MaxSeconds:
 
 @dataclass(frozen=True)
 class Patience:
-    """Ends after ``n_generations`` in a row whose best objective improved by no more than ``min_gain`` in all."""
+    """Ends after ``n_generations`` in a row whose best objective improved by no more than ``min_gain`` in all.
+
+    Of a search that has a front it is the hypervolume that has to grow.
+    """
 
     n_generations: int
     min_gain: float = 0.0
@@ -103,8 +107,39 @@ class Patience:
         rows = progress.logbook
         if len(rows) <= self.n_generations:
             return None
-        gain = float(rows[-1 - self.n_generations]["best"]) - float(rows[-1]["best"])
+        first, last = rows[-1 - self.n_generations], rows[-1]
+        if "hypervolume" in last:
+            gain = float(last["hypervolume"]) - float(first["hypervolume"])
+        else:
+            gain = float(first["best"]) - float(last["best"])
         return f"no gain in {self.n_generations} generations" if gain <= self.min_gain else None
+
+
+@dataclass(frozen=True)
+class HypervolumeGain:
+    """Ends after ``n_generations`` in a row in which the hypervolume grew by the share ``min_gain`` of itself at most.
+
+    Never ends a search without a front, which has none.
+    """
+
+    min_gain: float
+    n_generations: int = 5
+    urgent: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _require(self.n_generations >= 1, "n_generations >= 1", self.n_generations)
+        _require(0 <= self.min_gain < float("inf"), "0 <= min_gain < inf", self.min_gain)
+
+    def reason(self, progress: Progress) -> str | None:
+        """Return why the search ends now; None to go on."""
+        rows = progress.logbook
+        if len(rows) <= self.n_generations or "hypervolume" not in rows[-1]:
+            return None
+        before, now = (float(row["hypervolume"]) for row in (rows[-1 - self.n_generations], rows[-1]))
+        if now - before > self.min_gain * before:
+            return None
+        return f"hypervolume grew by at most {self.min_gain:g} of itself in {self.n_generations} generations"
 
 
 @dataclass(frozen=True)

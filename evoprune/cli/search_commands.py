@@ -30,6 +30,17 @@ Mode = Annotated[str, typer.Option(help="How the space is searched: a name of `e
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/MODEL-DATA-SEED.")]
 Population = Annotated[int, typer.Option("--population", help="Individuals per generation.")]
 Generations = Annotated[int, typer.Option("--generations", help="Generations after the initial population.")]
+OtherGenerations = Annotated[
+    int | None, typer.Option("--generations", help="Generations after the initial population, where another number.")
+]
+MaxEvaluations = Annotated[int | None, typer.Option(help="End after the generation that reaches so many evaluations.")]
+MaxTime = Annotated[float | None, typer.Option("--max-time", help="End after so many seconds of search, in all.")]
+PatienceOption = Annotated[int | None, typer.Option("--patience", help="End after so many generations without a gain.")]
+TargetOption = Annotated[float | None, typer.Option("--target", help="End when the judged objective is at most this.")]
+HypervolumeOption = Annotated[
+    float | None,
+    typer.Option("--min-hypervolume-gain", help="End when a front grew by this share at most in five generations."),
+]
 NCalibrationImages = Annotated[int, typer.Option(help="Training images that a candidate is adapted on.")]
 NFitnessImages = Annotated[int, typer.Option(help="Images that judge a candidate.")]
 TrainEpochs = Annotated[int, typer.Option(help="Epochs of training where no weights are given.")]
@@ -76,6 +87,11 @@ def search(
     mode: Mode = DEFAULTS["mode"],
     population: Population = DEFAULTS["population_size"],
     generations: Generations = DEFAULTS["n_generations"],
+    max_evaluations: MaxEvaluations = None,
+    max_time: MaxTime = None,
+    patience: PatienceOption = None,
+    target: TargetOption = None,
+    min_hypervolume_gain: HypervolumeOption = None,
     seed_with: SeedWith = DEFAULTS["seed_with"],
     prior: PriorOption = DEFAULTS["prior"],
     seed_share: SeedShare = DEFAULTS["seed_share"],
@@ -123,6 +139,11 @@ def search(
             mode=mode,
             population_size=population,
             n_generations=generations,
+            max_evaluations=max_evaluations,
+            max_time_s=max_time,
+            patience=patience,
+            target=target,
+            min_hypervolume_gain=min_hypervolume_gain,
             seed_with=seed_with,
             prior=prior,
             seed_share=seed_share,
@@ -159,13 +180,30 @@ def resume(
     run: arg.Run,
     workers: Annotated[int | None, typer.Option(help="Ray workers, where another number than before.")] = None,
     address: Address = None,
+    generations: OtherGenerations = None,
+    max_evaluations: MaxEvaluations = None,
+    max_time: MaxTime = None,
+    patience: PatienceOption = None,
+    target: TargetOption = None,
+    min_hypervolume_gain: HypervolumeOption = None,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Continue a search that was stopped or killed; the outcome is that of one that never was."""
+    """Continue a search that was stopped or killed, or with other limits one that ended."""
     from evoprune import api
 
     with rich_observer() as observer:
-        result = api.resume(run, workers=workers, address=address, observer=observer)
+        result = api.resume(
+            run,
+            workers=workers,
+            address=address,
+            observer=observer,
+            n_generations=generations,
+            max_evaluations=max_evaluations,
+            max_time_s=max_time,
+            patience=patience,
+            target=target,
+            min_hypervolume_gain=min_hypervolume_gain,
+        )
     show_result(result, as_json=as_json)
 
 

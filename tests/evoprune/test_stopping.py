@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from evoprune.stopping import AnyOf, MaxEvaluations, MaxGenerations, MaxSeconds, Patience, Progress, StopRule, Target
+from evoprune.stopping import (
+    AnyOf,
+    HypervolumeGain,
+    MaxEvaluations,
+    MaxGenerations,
+    MaxSeconds,
+    Patience,
+    Progress,
+    StopRule,
+    Target,
+)
 from search_spaces.errors import OptionError
 
 
@@ -33,6 +43,25 @@ def test_each_rule_at_its_boundary(rule: StopRule, at: dict[str, Any], before: d
     assert rule.reason(progress(**before)) is None
 
 
+def front_progress(volumes: str) -> Progress:
+    rows = [{"best": 1.0 - i, "hypervolume": float(volume)} for i, volume in enumerate(volumes.split())]
+    return Progress(len(rows) - 1, 40, 9.0, rows)
+
+
+def test_a_front_has_converged_when_its_hypervolume_hardly_grows() -> None:
+    rule = HypervolumeGain(0.1, n_generations=2)
+    assert rule.reason(front_progress("10 10 11"))
+    assert rule.reason(front_progress("10 10 11.1")) is None
+    assert rule.reason(front_progress("10 11")) is None
+    assert rule.reason(progress(best="1 1 1 1 1 1 1")) is None
+    assert HypervolumeGain(0.0).reason(front_progress("5 5 5 5 5 5"))
+
+
+def test_patience_with_a_front_waits_for_the_hypervolume() -> None:
+    assert Patience(2).reason(front_progress("3 3 3"))
+    assert Patience(2).reason(front_progress("3 3 3.1")) is None
+
+
 def test_the_first_of_several_rules_ends_the_search() -> None:
     rules = AnyOf((MaxGenerations(9), MaxSeconds(5), Target(3)))
     assert rules.reason(progress()) == "5 s"
@@ -43,7 +72,14 @@ def test_the_first_of_several_rules_ends_the_search() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "value"),
-    [(MaxGenerations, -1), (MaxEvaluations, 0), (MaxSeconds, 0), (MaxSeconds, float("nan")), (Patience, 0)],
+    [
+        (MaxGenerations, -1),
+        (MaxEvaluations, 0),
+        (MaxSeconds, 0),
+        (MaxSeconds, float("nan")),
+        (Patience, 0),
+        (HypervolumeGain, -0.1),
+    ],
 )
 def test_wrong_values_are_refused(kind: type[Any], value: float) -> None:
     with pytest.raises(OptionError, match="must hold for a stop rule"):

@@ -166,7 +166,7 @@ def gather_knowledge(
         EvoPruneError: A criterion that was asked for by name cannot be computed, or offers no prior; the message says
             which one.
     """
-    source = _Source(recipe, model, seed)
+    source = KnowledgeSource(recipe, model, seed)
     known: dict[str, ChannelKnowledge] = {}
     left_out: dict[str, str] = {}
     for name in dict.fromkeys((*choice.seeds, *choice.priors)):
@@ -205,10 +205,16 @@ def prior_of(name: str, knowledge: ChannelKnowledge) -> Prior:
     return Prior(name, scores, knowledge.similarity, knowledge.classes)
 
 
-class _Source:
-    """Computes what criteria know of one network, each once."""
+class KnowledgeSource:
+    """Computes what criteria know of one network.
 
-    def __init__(self, recipe: EvaluatorRecipe, model: nn.Module | None, seed: int) -> None:
+    Args:
+        recipe: Gives network and calibration images.
+        model: The dense network, for criteria that run its own code.
+        seed: For criteria that draw random numbers.
+    """
+
+    def __init__(self, recipe: EvaluatorRecipe, model: nn.Module | None = None, seed: int = 0) -> None:
         self._recipe = recipe
         self._model = model
         self._seed = seed

@@ -48,7 +48,7 @@ def search(
         data: A name that ``evoprune list data`` shows, or images.
         budget: A share of the dense cost (``0.3``, ``"30%"``) or a cost (``"62M"``), of MACs or of the ``metric`` given
             with the options; or several by metric (``{"macs": 0.5, "params": "1M"}``). None is exceeded. By default
-            0.3 of the MACs, and no limit in mode ``pareto``.
+            0.3 of the MACs, and no limit in the modes ``pareto`` and ``staged``.
         out: The run directory; by default ``runs/<model>-<data>-<seed>``, with a number where that exists.
         observer: Hears of progress, and may stop the run.
         callbacks: Hear of every chunk of evaluations and every generation.

@@ -16,6 +16,7 @@ from evoprune.budget import DEFAULT_METRIC
 from evoprune.callbacks import SearchOutcome
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
 from evoprune.interruption import stop_if_asked
+from evoprune.modes import SensitivityCurve
 from evoprune.observer import Observer
 from evoprune.optimisation import accuracy
 from evoprune.options import SearchOptions
@@ -27,6 +28,7 @@ from fitness.recipe import final_network
 from search_spaces.errors import ExecutionError
 from search_spaces.genome import BoolArray
 
+SENSITIVITY_FILE = "sensitivity.csv"
 #: What the uniform-L1 baseline always gets, whatever adapts the evolved network.
 BASELINE_ADAPTATION = "recalibrate"
 
@@ -169,6 +171,17 @@ def rung_figures(store: EvaluationStore, rungs: Sequence[str]) -> dict[str, Rung
                 seconds=sum(evaluation.seconds for evaluation in evaluations),
             )
     return figures
+
+
+def write_sensitivity(run: RunDirectory, curves: Sequence[SensitivityCurve]) -> None:
+    """Write what cutting each part of the network alone does to ``sensitivity.csv``, one row per point."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["part", "cost_share", "error", "rung"])
+    for curve in curves:
+        for share, error in zip(curve.cost_share, curve.error, strict=True):
+            writer.writerow([curve.name, repr(float(share)), repr(float(error)), curve.rung])
+    write_atomically(run.path / SENSITIVITY_FILE, text.getvalue().encode())
 
 
 def _non_dominated(records: Sequence[StoredEvaluation], costs: Sequence[int]) -> list[int]:

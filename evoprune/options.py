@@ -107,6 +107,21 @@ class SearchOptions(NetworkOptions):
     n_distillation_steps: Annotated[
         int | None, Field(ge=1, description="gradient steps that a candidate gets before it is judged")
     ] = None
+    stages: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="mode staged: resolution (the default), blocks, or patterns of group names, with commas",
+        ),
+    ] = None
+    cost_weight: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1e6,
+            description="mode staged without a budget: worth of the dense cost in errors of the stripped network, 1",
+        ),
+    ] = None
     objective: Annotated[str, Field(description="what is minimised: a name of `evoprune list fitness`")] = "kl"
     compensation: Annotated[
         str, Field(description="what a sliced network gets before it is judged: sequential, merge, recalibrate or none")
@@ -255,10 +270,33 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
         if isinstance(criteria := given.get(name), str):
             parse_criteria(criteria)
     try:
-        return kind.model_validate(given)
+        options = kind.model_validate(given)
     except ValidationError as error:
         problems = [_described(kind, problem) for problem in error.errors(include_url=False)]
         raise OptionError("; ".join(dict.fromkeys(problems))) from None
+    if isinstance(options, SearchOptions):
+        _check_mode(options)
+    return options
+
+
+def _check_mode(options: SearchOptions) -> None:
+    """Refuse options that the mode would not read.
+
+    Raises:
+        OptionError: There is one.
+    """
+    for name, mode in MODES.items():
+        for option in mode.options:
+            if getattr(options, option) is not None and option not in MODES[options.mode].options:
+                raise OptionError(
+                    f"`{option}` is read in mode {name!r} only, but the mode is {options.mode!r}; leave one of them out"
+                )
+    budgets = parse_budgets(options.budget, options.metric)
+    if options.cost_weight is not None and any(not b.is_fraction or b.value < 1 for b in budgets):
+        raise OptionError(
+            f"`cost_weight` decides the ratio where there is no budget, but got cost_weight={options.cost_weight} and "
+            f"the budget {', '.join(options.budget)}; leave one of them out"
+        )
 
 
 def budget_texts(budget: Any) -> Any:

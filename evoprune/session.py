@@ -15,12 +15,12 @@ from evoprune.baseline import l1_scores
 from evoprune.callbacks import Callback, SearchOutcome
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import Executor, InProcessExecutor
-from evoprune.finishing import baseline_genome, finish, fitness_options, rung_figures, write_front
+from evoprune.finishing import baseline_genome, finish, fitness_options, rung_figures, write_front, write_sensitivity
 from evoprune.fitness_plan import check_fitness, ladder_plan, objective_name
 from evoprune.interruption import InterruptedRunError
-from evoprune.knowledge import Choice, Knowledge, gather_knowledge
+from evoprune.knowledge import TWO_STEP, Choice, Knowledge, gather_knowledge
 from evoprune.limits import stop_rules
-from evoprune.modes import MODES, SearchTask
+from evoprune.modes import MODES, MeasuresSensitivity, SearchTask
 from evoprune.observer import Observer
 from evoprune.options import SearchOptions, resolve_options
 from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
@@ -76,6 +76,8 @@ def run_session(
             search_ended = time.perf_counter()
             if outcome.status == "interrupted":
                 raise InterruptedRunError(run.path, _progress_of(outcome))
+            if isinstance(search, MeasuresSensitivity) and search.curves:
+                write_sensitivity(run, search.curves)
             write_front(run, store, plan.judge, preparation)
             rungs = rung_figures(store, plan.rungs)
             failures = Counter(r.evaluation.failure_reason for r in store.records() if r.evaluation.failure)
@@ -114,9 +116,18 @@ def make_search(options: SearchOptions, preparation: Preparation, knowledge: Kno
         scores = l1_scores(preparation.dense.model, preparation.space)
     mode = MODES[options.mode]
     baseline = baseline_genome(options, preparation) if mode.needs_baseline else None
-    return mode.build(
-        SearchTask(preparation.space, config, options, scores, knowledge.seeds, knowledge.priors, baseline)
+    guiding = next((prior.name for prior in knowledge.priors if prior.scores is not None), "")
+    task = SearchTask(
+        preparation.space,
+        config,
+        options,
+        scores,
+        knowledge.seeds,
+        knowledge.priors,
+        baseline,
+        scores_are_errors=guiding == TWO_STEP,
     )
+    return mode.build(task)
 
 
 def plan_of(options: SearchOptions, preparation: Preparation) -> LadderPlan:

@@ -19,6 +19,8 @@ from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.groups import ChannelGroup
 
 _BISECTIONS = 30
+#: Share of residual blocks that a random genome keeps: removing one is a far larger step than removing a channel.
+_BLOCK_KEEP_RATIO = 0.9
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,18 @@ def count_kept(genomes: BoolArray, lattice: Lattice) -> IntArray:
         return np.zeros((len(genomes), 0), np.int64)
     narrow = np.uint16 if lattice.sizes.max() < 2**16 else np.int64  # sums in narrow integers are four times as fast
     return np.add.reduceat(genomes.view(np.uint8), lattice.starts, axis=1, dtype=narrow).astype(np.int64)
+
+
+def draw_genomes(lattice: Lattice, n: int, *, rng: np.random.Generator) -> BoolArray:
+    """Return ``n`` random genomes ``(n, n_genes)``, diverse in their widths, that need not be valid.
+
+    Every individual draws a keep ratio and every group deviates from it.
+    """
+    base = rng.uniform(0.1, 1.0, (n, 1))
+    ratio = np.clip(base + rng.normal(0.0, 0.2, (n, len(lattice.sizes))), 0.02, 1.0)
+    ratio[:, lattice.is_block] = _BLOCK_KEEP_RATIO
+    wanted = np.repeat(ratio, lattice.sizes, axis=1) if len(lattice.sizes) else np.zeros((n, 0))
+    return np.asarray(rng.random(wanted.shape, dtype=np.float32) < wanted)
 
 
 def check_reachable(lattice: Lattice, limits: Sequence[Limit]) -> None:

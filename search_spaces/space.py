@@ -20,12 +20,9 @@ from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.graph import NetworkGraph, as_inputs, export_graph, time_limit
 from search_spaces.groups import ChannelGroup, FrozenChannels, Genes, GroupRules, build_genes
 from search_spaces.provenance import LayerRecord, Provenance, trace_provenance
-from search_spaces.repair import Lattice, Limit, check_reachable, count_kept, repair
+from search_spaces.repair import Lattice, Limit, check_reachable, count_kept, draw_genomes, repair
 from search_spaces.surgery import named_tensors
 from search_spaces.verification import count_macs, failing_blocks, failing_groups
-
-#: Share of residual blocks that a random genome keeps: removing one is a far larger step than removing a channel.
-_BLOCK_KEEP_RATIO = 0.9
 
 
 @dataclass(frozen=True)
@@ -430,12 +427,7 @@ class SearchSpace:
             UnknownNameError: The space has no cost of that name.
         """
         budgets = _all_budgets(macs_budget, params_budget, budgets)
-        base = rng.uniform(0.1, 1.0, (n, 1))
-        ratio = np.clip(base + rng.normal(0.0, 0.2, (n, len(self.groups))), 0.02, 1.0)
-        ratio[:, self.lattice.is_block] = _BLOCK_KEEP_RATIO
-        wanted = np.repeat(ratio, self.lattice.sizes, axis=1) if self.groups else np.zeros((n, 0))
-        genomes = rng.random((n, self.n_genes), dtype=np.float32) < wanted
-        return self.repair(genomes, rng=rng, budgets=budgets)
+        return self.repair(draw_genomes(self.lattice, n, rng=rng), rng=rng, budgets=budgets)
 
     # ------------------------------------------------------------------ residual blocks
 

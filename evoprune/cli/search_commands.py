@@ -22,11 +22,17 @@ Budget = Annotated[
         "--budget",
         "-b",
         help='Limit on the cost: "0.3", "30%", "62M" or "params=0.4"; repeatable.',
-        show_default="0.3, none in mode pareto",
+        show_default="0.3, none in modes pareto and staged",
     ),
 ]
 Metric = Annotated[str | None, typer.Option(help=f"What a bare budget counts: {', '.join(METRICS)}.")]
 Mode = Annotated[str, typer.Option(help="How the space is searched: a name of `evoprune list modes`.")]
+Stages = Annotated[
+    str | None, typer.Option(help="Mode staged: resolution (default), blocks, or PATTERN,PATTERN,... of group names.")
+]
+CostWeight = Annotated[
+    float | None, typer.Option(help="Mode staged without a budget: worth of the dense cost, 1 by default.")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/MODEL-DATA-SEED.")]
 Population = Annotated[int, typer.Option("--population", help="Individuals per generation.")]
 Generations = Annotated[int, typer.Option("--generations", help="Generations after the initial population.")]
@@ -85,6 +91,8 @@ def search(
     address: Address = None,
     metric: Metric = DEFAULTS["metric"],
     mode: Mode = DEFAULTS["mode"],
+    stages: Stages = None,
+    cost_weight: CostWeight = None,
     population: Population = DEFAULTS["population_size"],
     generations: Generations = DEFAULTS["n_generations"],
     max_evaluations: MaxEvaluations = None,
@@ -137,6 +145,8 @@ def search(
             address=address,
             metric=metric,
             mode=mode,
+            stages=stages,
+            cost_weight=cost_weight,
             population_size=population,
             n_generations=generations,
             max_evaluations=max_evaluations,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from evoprune.modes.baselines import search_at_random, take_uniform_l1
 from evoprune.modes.front import search_front
-from evoprune.modes.mode import Mode, SearchTask
+from evoprune.modes.mode import MeasuresSensitivity, Mode, SearchTask, SensitivityCurve
+from evoprune.modes.staged import search_stages
 from evoprune.modes.whole import search_whole
 
 MODES: Mapping[str, Mode] = {
@@ -28,6 +29,12 @@ MODES: Mapping[str, Mode] = {
         uses_screens=False,
         uses_elites=False,
     ),
+    "staged": Mode(
+        "stage after stage, from concrete to abstract; without a budget the ratio emerges",
+        search_stages,
+        default_budget="1",
+        options=("stages", "cost_weight"),
+    ),
 }
 
-__all__ = ["MODES", "Mode", "SearchTask"]
+__all__ = ["MODES", "MeasuresSensitivity", "Mode", "SearchTask", "SensitivityCurve"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from evoprune.search import LadderPlan, Prior, SearchConfig, Strategy
 from search_spaces import SearchSpace
@@ -22,11 +22,11 @@ class SearchTask:
         space: What may be removed and what it costs.
         config: Sizes, budgets and ladder.
         options: Resolved options of the run, seed included; modes take their own ones from here.
-        channel_scores: ``(n_genes,)`` larger = more wanted; comparable within a group, and over the whole network where
-            they come from layer errors.
+        channel_scores: ``(n_genes,)`` larger = more wanted, comparable within a group.
         seeds: ``(m, n_genes)`` genomes to begin with, or None.
         priors: What criteria say about the genes, for mutation and repair.
         baseline: ``(n_genes,)`` the uniform-L1 genome at the budget, or None where the mode does not ask for it.
+        scores_are_errors: Whether ``channel_scores`` compare over the whole network, as errors that a removal adds.
     """
 
     space: SearchSpace
@@ -36,6 +36,33 @@ class SearchTask:
     seeds: BoolArray | None = None
     priors: tuple[Prior, ...] = ()
     baseline: BoolArray | None = None
+    scores_are_errors: bool = False
+
+
+@dataclass(frozen=True)
+class SensitivityCurve:
+    """What cutting one part alone does to the network.
+
+    Attributes:
+        name: The part.
+        cost_share: ``(n,)`` cost of the whole network as a share of the dense one, falling, 1 first.
+        error: ``(n,)`` objective; rises as a rule.
+        rung: Where the objective comes from.
+    """
+
+    name: str
+    cost_share: FloatArray
+    error: FloatArray
+    rung: str
+
+
+@runtime_checkable
+class MeasuresSensitivity(Protocol):
+    """A strategy that measures what cutting each part of the network alone does."""
+
+    @property
+    def curves(self) -> Sequence[SensitivityCurve]:
+        """One per part; empty before it is measured."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +77,7 @@ class Mode:
         uses_screens: Whether cheap rungs may leave offspring out before they are judged.
         uses_elites: Whether a dear rung may judge the best once more.
         default_budget: The budget where none is given; ``1`` is none.
+        options: Options that are read in this mode and in no other.
     """
 
     description: str
@@ -59,6 +87,7 @@ class Mode:
     uses_screens: bool = True
     uses_elites: bool = True
     default_budget: str = "0.3"
+    options: tuple[str, ...] = ()
 
     def plan(self, ladder: LadderPlan) -> LadderPlan:
         """Return what the mode uses of ``ladder``."""

@@ -32,7 +32,7 @@ from fitness.evaluation import Evaluation
 from search_spaces.errors import ExecutionError, OptionError, RunDirectoryError, UnknownNameError
 from search_spaces.genome import BoolArray, FloatArray, IntArray, genome_digest
 
-Role = Literal["screen", "judge", "elite"]
+Role = Literal["probe", "screen", "judge", "elite"]
 _N_ATTEMPTS = 12
 _LEARNING_RATE = 0.3  # sigma of the log-normal factor by which a child's mutation rate differs from its parent's
 _STATE_VERSION = 2
@@ -45,7 +45,7 @@ class EvaluationRequest:
     Attributes:
         generation: 0 for the initial population.
         rung: Rung of the fidelity ladder.
-        role: What the rung is used for.
+        role: What the rung is used for; a ``probe`` measures the space and is no part of a population.
         genomes: ``(n, n_genes)``, distinct and feasible; ``n`` may be 0.
         digests: Identities of the genomes.
     """

@@ -69,15 +69,17 @@ class Repairer:
     Args:
         space: The search space.
         budgets: Shares in (0, 1] of the dense costs by metric; None or absent where there is none.
+        is_optional: Whether there may be no budget at all: genomes then stay as they are but for the groups' minima.
 
     Raises:
         BudgetError: There is no budget, an unknown one, or one out of its range.
     """
 
-    def __init__(self, space: Space, budgets: Mapping[str, float | None]) -> None:
+    def __init__(self, space: Space, budgets: Mapping[str, float | None], *, is_optional: bool = False) -> None:
         self.budgets = {name: float(value) for name, value in budgets.items() if value is not None}
         unknown = self.budgets.keys() - space.costs.keys()
-        if unknown or not self.budgets or not all(0 < value <= 1 for value in self.budgets.values()):
+        is_missing = not self.budgets and not is_optional
+        if unknown or is_missing or not all(0 < value <= 1 for value in self.budgets.values()):
             raise BudgetError(
                 f"a search needs budgets for some of {', '.join(space.costs)}, each in (0, 1] of the dense cost, but "
                 f"got {dict(budgets)}; give for instance {{'macs': 0.3}}"
@@ -112,7 +114,8 @@ class Repairer:
 
     def load(self, genomes: BoolArray) -> FloatArray:
         """Return, per row, the largest share of a budget that is used; at most 1 where all hold."""
-        return np.max([self._space.cost(name, genomes) / limit for name, limit in self._limits.items()], axis=0)
+        loads = [self._space.cost(name, genomes) / limit for name, limit in self._limits.items()]
+        return np.max(loads, axis=0) if loads else np.zeros(len(genomes))
 
     def _costs_per_gene(self) -> FloatArray:
         """Return ``(n_genes,)`` shares of the budgets that one gene of the dense network costs."""

@@ -79,3 +79,14 @@ def test_budgets_become_texts_that_json_keeps(given: object, texts: tuple[str, .
 def test_a_budget_of_another_kind_is_refused(given: object) -> None:
     with pytest.raises(OptionError, match="`budget`"):
         resolve_options(SearchOptions, {"seed": 1, "budget": given})
+
+
+def test_options_that_the_mode_would_not_read_are_refused() -> None:
+    with pytest.raises(OptionError, match="`stages` is read in mode 'staged' only, but the mode is 'global'"):
+        resolve_options(SearchOptions, {"seed": 1, "stages": "blocks"})
+    with pytest.raises(OptionError, match="`cost_weight` decides the ratio where there is no budget"):
+        resolve_options(SearchOptions, {"seed": 1, "mode": "staged", "budget": 0.5, "cost_weight": 2.0})
+    options = resolve_options(
+        SearchOptions, {"seed": 1, "mode": "staged", "budget": 1, "stages": "blocks", "cost_weight": 2.0}
+    )
+    assert (options.stages, options.cost_weight) == ("blocks", 2.0)

@@ -122,6 +122,20 @@ def test_sigkill_in_the_middle_of_a_generation(options: dict[str, Any], uninterr
     _same_run(folder, uninterrupted)
 
 
+@pytest.mark.parametrize("mode", [{"mode": "staged"}, {"mode": "staged", "budget": 1}], ids=["budget", "free"])
+def test_sigkill_in_a_search_of_parts(options: dict[str, Any], tmp_path: Path, mode: dict[str, Any]) -> None:
+    given = {**options, "stages": "features.?,features.1*,features.2*", "n_generations": 1, **mode}
+    folder, whole = tmp_path / "RUN", tmp_path / "WHOLE"
+    result = evoprune.search(**given, out=whole)
+    arguments = [sys.executable, "-c", KILLED, repr({**given, "out": str(folder)})]
+    assert subprocess.run(arguments, cwd=ROOT, timeout=300).returncode == -signal.SIGKILL
+    assert not (folder / "result.json").exists()
+    evoprune.resume(folder)
+    _same_run(folder, whole)
+    assert (whole / "sensitivity.csv").exists() == (result.budgets[0].budget < 1)
+    assert all(figures.cost <= figures.limit for figures in result.budgets)
+
+
 def test_stopped_between_the_search_and_its_result(
     options: dict[str, Any], uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +199,15 @@ def test_the_command_line_ends_with_130_and_one_line(
     assert outcome.stdout == ""
     expected = f"stopped after generation 3, 96 evaluations; continue with: evoprune resume {tmp_path / 'RUN'}"
     assert outcome.stderr.strip() == expected
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_ray_workers_search_parts_alike(options: dict[str, Any], tmp_path: Path) -> None:
+    given = {**options, "mode": "staged", "stages": "features.?,features.1*", "n_generations": 1}
+    for name, workers in (("ONE", 0), ("TWO", 2)):
+        evoprune.search(**given, out=tmp_path / name, workers=workers)
+    _same_run(tmp_path / "ONE", tmp_path / "TWO")
 
 
 @pytest.mark.ray

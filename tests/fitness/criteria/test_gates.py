@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fitness.criteria import CriterionInput
+from fitness.criteria.gates import FirstOrderTaylor, GroupFisher
+from search_spaces.errors import DataError
+from tests.fitness.criteria.networks import data_of
+
+N_IMAGES = 4
+STEP = 1e-5
+
+
+def gated_chain(model: torch.nn.Module, x: Tensor, gates: list[Tensor]) -> Tensor:
+    for layer, gate in zip(model.layers, gates, strict=True):  # type: ignore[union-attr, arg-type]
+        x = layer(x) * gate[:, None, None]
+    return model.head(x.mean((2, 3)))  # type: ignore[operator]
+
+
+def gated_residual(model: torch.nn.Module, x: Tensor, gates: list[Tensor]) -> Tensor:
+    """A gate stands where a layer reads: at the inner layer and at the classifier, not on the shortcut."""
+    outer_gate, inner_gate = gates
+    stem = model.stem(x)  # type: ignore[operator]
+    inner = model.inner(stem * outer_gate[:, None, None])  # type: ignore[operator]
+    end = torch.relu(stem + model.outer(inner * inner_gate[:, None, None]))  # type: ignore[operator]
+    return model.head(end.mean((2, 3)) * outer_gate)  # type: ignore[operator]
+
+
+Gated = Callable[[torch.nn.Module, Tensor, list[Tensor]], Tensor]
+CASES: list[tuple[str, Gated]] = [("convolution", gated_chain), ("coupled, several readers", gated_residual)]
+
+
+def by_differences(data: CriterionInput, forward: Gated) -> np.ndarray:
+    """Return ``(n, n_genes)`` central differences of each image's cross-entropy by each gate, in float64."""
+    assert data.model is not None
+    assert data.labels is not None
+    model = copy.deepcopy(data.model).double()
+    sizes = [group.size for group in data.space.groups]
+    result = np.zeros((len(data.inputs), data.space.n_genes))
+    for gene in range(data.space.n_genes):
+        losses = []
+        for sign in (1, -1):
+            gates = torch.ones(data.space.n_genes, dtype=torch.float64)
+            gates[gene] += sign * STEP
+            with torch.no_grad():
+                logits = forward(model, data.inputs.double(), list(gates.split(sizes)))
+                losses.append(functional.cross_entropy(logits, data.labels, reduction="none").numpy())
+        result[:, gene] = (losses[0] - losses[1]) / (2 * STEP)
+    return result
+
+
+@pytest.mark.parametrize(("name", "forward"), CASES)
+def test_gradient_is_that_of_a_gate_at_every_reader(name: str, forward: Gated) -> None:
+    data = data_of(name, N_IMAGES)
+    expected = by_differences(data, forward)
+    assert data.gate_gradients == pytest.approx(expected, rel=1e-3, abs=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("name", "forward"), CASES)
+def test_fisher_and_taylor_are_the_formulas(name: str, forward: Gated) -> None:
+    data = data_of(name, N_IMAGES)
+    gradients = by_differences(data, forward)
+    for gene in range(data.space.n_genes):
+        fisher = sum(g**2 for g in gradients[:, gene]) / (2 * N_IMAGES)
+        taylor = sum(abs(g) for g in gradients[:, gene]) / N_IMAGES
+        assert GroupFisher().compute(data).scores[gene] == pytest.approx(fisher, rel=1e-3, abs=1e-9)  # type: ignore[index]
+        assert FirstOrderTaylor().compute(data).scores[gene] == pytest.approx(taylor, rel=1e-3, abs=1e-6)  # type: ignore[index]
+
+
+def test_batches_do_not_matter() -> None:
+    data = data_of("coupled, several readers", N_IMAGES)
+    small = CriterionInput(data.program, data.inputs, data.labels, batch_size=3)
+    assert small.gate_gradients == pytest.approx(data.gate_gradients, rel=1e-3, abs=1e-6)
+
+
+def test_predictions_stand_in_for_labels() -> None:
+    data = data_of("convolution", N_IMAGES)
+    assert data.model is not None
+    predicted = data.model(data.inputs).argmax(dim=1)
+    unlabelled = CriterionInput(data.program, data.inputs)
+    assert torch.equal(unlabelled.target_labels, predicted)
+    labelled = CriterionInput(data.program, data.inputs, predicted)
+    assert np.array_equal(unlabelled.gate_gradients, labelled.gate_gradients)
+
+
+def test_label_beyond_the_classes_is_told() -> None:
+    data = data_of("convolution", N_IMAGES)
+    wrong = CriterionInput(data.program, data.inputs, torch.full((N_IMAGES,), 5))
+    with pytest.raises(DataError, match="must lie below 5"):
+        GroupFisher().compute(wrong)

@@ -12,7 +12,7 @@ from fitness.seeding import width_seeds
 from search_spaces import SearchSpace
 from search_spaces.errors import GenomeShapeError, OptionError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
-from search_spaces.repair import Limit
+from search_spaces.repair import Lattice, Limit
 
 _N_BISECTIONS = 40
 #: Sigma of the logarithm by which widths deviate from the equal share, growing from the first draw to the last.
@@ -22,6 +22,8 @@ _SCORE_NOISE = 0.25
 _PAIR_TEMPERATURE = 0.1
 #: Share of a class that one pass removes beyond the rate of its group (EXP, step 6).
 _CLASS_SLACK = 0.1
+#: Lack of the genes of residual blocks, beyond that of any channel.
+_BLOCKS_LAST = 10.0
 
 
 def draw_seeds(
@@ -214,33 +216,56 @@ def _at_widths(
     if knowledge.widths is not None:
         factors = factors * knowledge.widths
     limits = space.limits(budgets)
-    counts = _counts(space, factors, limits, rng)
+    wanted = _wanted_counts(space, factors, limits, rng)
+    counts = _allowed(wanted, lattice)
     preference = choose(counts)
-    preference[:, space.n_genes - len(space.blocks) :] = preference.max(initial=0.0) + 1.0
     genomes = np.zeros((n, space.n_genes), np.bool_)
+    position = np.empty((n, space.n_genes))
     rows = np.arange(n)[:, None]
     for index, (start, size) in enumerate(zip(lattice.starts, lattice.sizes, strict=True)):
         order = np.argsort(-preference[:, start : start + size], axis=1, kind="stable") + start
         genomes[rows, order] = np.arange(size) < counts[:, index : index + 1]
-    return space.repair(genomes, rng=rng, scores=preference, budgets=budgets)
+        position[rows, order] = np.arange(size)
+    # Repair takes scores per cost: so priced, it first fills the groups that lie furthest below what they should keep.
+    lack = (np.repeat(wanted, lattice.sizes, axis=1) - position) / np.repeat(lattice.sizes, lattice.sizes)
+    lack[:, space.n_genes - len(space.blocks) :] = _BLOCKS_LAST
+    return space.repair(genomes, rng=rng, scores=lack * _prices(lattice, limits), budgets=budgets)
 
 
-def _counts(space: SearchSpace, factors: FloatArray, limits: tuple[Limit, ...], rng: np.random.Generator) -> IntArray:
-    """Return kept counts ``(n, n_groups)`` in proportion to ``factors``, as large as the limits allow; blocks stay."""
+def _prices(lattice: Lattice, limits: tuple[Limit, ...]) -> FloatArray:
+    """Return the share of the limits that each gene takes, ``(n_genes,)``; ones without limits."""
+    if not limits:
+        return np.ones(int(lattice.sizes.sum()))
+    prices = np.zeros(len(lattice.sizes))
+    for limit in limits:
+        prices += limit.cost.gene_prices(lattice.sizes, lattice.min_keep, lattice.step) / max(limit.at_most, 1)
+    return np.repeat(np.maximum(prices, 1e-30), lattice.sizes)
+
+
+def _allowed(wanted: FloatArray, lattice: Lattice) -> IntArray:
+    """Return the largest allowed counts that are at most ``wanted``, or the smallest allowed ones."""
+    return lattice.floor(np.floor(wanted + 1e-9).astype(np.int64))
+
+
+def _wanted_counts(
+    space: SearchSpace, factors: FloatArray, limits: tuple[Limit, ...], rng: np.random.Generator
+) -> FloatArray:
+    """Return how many genes each group should keep, ``(n, n_groups)``, in proportion to ``factors``; blocks stay.
+
+    As many as the limits allow; a random share of them in [0.1, 1] without limits.
+    """
     lattice = space.lattice
-    largest = factors.max(axis=1, initial=1e-12)
 
-    def at(share: FloatArray) -> IntArray:
-        wanted = np.minimum(share[:, None] * factors, 1.0)
-        wanted = np.where(lattice.is_block, 1.0, wanted)
-        return lattice.floor(np.floor(wanted * lattice.sizes + 1e-9).astype(np.int64))
+    def at(share: FloatArray) -> FloatArray:
+        shares = np.minimum(share[:, None] * factors, 1.0)
+        return np.where(lattice.is_block, 1.0, shares) * lattice.sizes
 
     if not limits:
-        return at(rng.uniform(0.1, 1.0, len(factors)) / largest)
+        return at(rng.uniform(0.1, 1.0, len(factors)) / factors.max(axis=1, initial=1e-12))
     low, high = np.zeros(len(factors)), 1.0 / factors.min(axis=1, initial=1.0)
     for _ in range(_N_BISECTIONS):
         middle = (low + high) / 2
-        counts = at(middle)
+        counts = _allowed(at(middle), lattice)
         fits = np.all([limit.cost(counts) <= limit.at_most for limit in limits], axis=0)
         low, high = np.where(fits, middle, low), np.where(fits, high, middle)
     return at(low)

@@ -75,7 +75,7 @@ class FeatureMapSimilarity:
                     maps = _scaled(view.flatten(2))
                     step = max(1, _MAX_ENTRIES // maps.shape[1] ** 2)
                     for part in maps.split(step):
-                        total = compare(part).sum(dim=0, dtype=torch.float64)
+                        total = compare(part)
                         sums[index] = sums[index] + total if index in sums else total
                     power = view.abs().mean(dim=(2, 3, 4)).sum(dim=0, dtype=torch.float64)
                     magnitude[index] = magnitude[index] + power if index in magnitude else power
@@ -139,24 +139,26 @@ def _scaled(maps: Tensor) -> Tensor:
 
 
 def _ssim(maps: Tensor) -> Tensor:
-    """Return ``(1 + SSIM) / 2`` of all pairs, ``(b, g, g)``, of maps ``(b, g, p)``."""
+    """Return the sum over images of ``(1 + SSIM) / 2`` of all pairs, ``(g, g)``, of maps ``(b, g, p)``."""
     mean = maps.mean(dim=2)
     centred = maps - mean[:, :, None]
-    covariance = centred @ centred.transpose(1, 2) / maps.shape[2]
-    variance = covariance.diagonal(dim1=1, dim2=2)
+    covariance = torch.bmm(centred, centred.transpose(1, 2)).div_(maps.shape[2])
+    variance = covariance.diagonal(dim1=1, dim2=2).clone()
+    below = (variance[:, :, None] + variance[:, None]).add_(_C2)
+    similarity = covariance.mul_(2).add_(_C2).div_(below)
     square = mean.square()
-    luminance = (2 * mean[:, :, None] * mean[:, None] + _C1) / (square[:, :, None] + square[:, None] + _C1)
-    structure = (2 * covariance + _C2) / (variance[:, :, None] + variance[:, None] + _C2)
-    return (1 + luminance * structure) / 2
+    torch.add(square[:, :, None], square[:, None] + _C1, out=below)
+    similarity.div_(below)
+    similarity.mul_((2 * mean[:, :, None] * mean[:, None]).add_(_C1))
+    return (len(maps) + similarity.sum(dim=0, dtype=torch.float64)) / 2
 
 
 def _psnr(maps: Tensor) -> Tensor:
-    """Return ``PSNR / 60 dB`` of all pairs, ``(b, g, g)``, of maps ``(b, g, p)`` in [0, 1]."""
-    wide = maps.double()  # the difference of squares cancels where maps are nearly equal
-    power = wide.square().sum(dim=2)
-    square = power[:, :, None] + power[:, None] - 2 * (wide @ wide.transpose(1, 2))
-    error = (square / maps.shape[2]).clamp(min=_RANGE**2 * 10 ** (-_CAP_DB / 10))
-    return 10 * torch.log10(_RANGE**2 / error) / _CAP_DB
+    """Return the sum over images of ``PSNR / 60 dB`` of all pairs, ``(g, g)``, of maps ``(b, g, p)`` in [0, 1]."""
+    power = maps.square().mean(dim=2)
+    error = torch.baddbmm(power[:, :, None] + power[:, None], maps, maps.transpose(1, 2), alpha=-2.0 / maps.shape[2])
+    error.clamp_(min=_RANGE**2 * 10 ** (-_CAP_DB / 10)).div_(_RANGE**2).log10_()
+    return error.sum(dim=0, dtype=torch.float64) * (-10 / _CAP_DB)
 
 
 def _symmetric(matrix: Tensor) -> FloatArray:

@@ -6,6 +6,8 @@ import numpy as np
 
 from search_spaces.genome import FloatArray, IntArray
 
+_ROUNDING = 1e-9
+
 
 def removal_order(similarity: FloatArray, strength: FloatArray | None = None) -> IntArray:
     """Return the members of a group ``(g,)`` in the order of their removal, the last survivor last.
@@ -25,10 +27,12 @@ def removal_order(similarity: FloatArray, strength: FloatArray | None = None) ->
     order = np.empty(g, np.int64)
     if g == 0:
         return order
-    left = np.array(similarity, np.float64)
+    whole = np.array(similarity, np.float64)
+    np.fill_diagonal(whole, 0.0)
+    sums = whole.sum(axis=1)
+    left = whole.copy()
     np.fill_diagonal(left, -np.inf)
     alive = np.ones(g, np.bool_)
-    sums = np.where(np.isfinite(left), left, 0.0).sum(axis=1)
     nearest = left.argmax(axis=1)
     closeness = left[np.arange(g), nearest]
     for position in range(g - 1):
@@ -37,8 +41,8 @@ def removal_order(similarity: FloatArray, strength: FloatArray | None = None) ->
         gone = _less_wanted(one, other, sums, strength)
         order[position] = gone
         alive[gone] = False
-        sums[alive] -= left[alive, gone]
-        left[gone, :] = left[:, gone] = -np.inf
+        sums -= whole[gone]
+        left[:, gone] = -np.inf
         closeness[gone] = -np.inf
         orphans = np.flatnonzero(alive & (nearest == gone))
         nearest[orphans] = left[orphans].argmax(axis=1)
@@ -48,7 +52,7 @@ def removal_order(similarity: FloatArray, strength: FloatArray | None = None) ->
 
 
 def _less_wanted(one: int, other: int, sums: FloatArray, strength: FloatArray | None) -> int:
-    if not np.isclose(sums[one], sums[other], rtol=1e-9, atol=1e-12):
+    if abs(sums[one] - sums[other]) > _ROUNDING * max(1.0, abs(sums[one])):
         return one if sums[one] > sums[other] else other
     if strength is not None and strength[one] != strength[other]:
         return one if strength[one] < strength[other] else other

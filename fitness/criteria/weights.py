@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from fitness.criteria.contract import ChannelKnowledge
 from fitness.criteria.inputs import CriterionInput
@@ -92,10 +93,16 @@ class GeometricMedian:
         for index, group in data.groups:
             total = torch.zeros(group.size, dtype=torch.float64, device=data.device)
             for weight in data.filters(index):
-                rows = weight.flatten(1)
-                total += torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
+                total += _distances(weight.flatten(1)).sum(dim=1)
             scores[index] = total
         return ChannelKnowledge(data.sizes, scores=data.gather_scores(scores))
+
+
+def _distances(rows: Tensor) -> Tensor:
+    """Return the Euclidean distances of all pairs of ``rows`` ``(g, k)``, ``(g, g)``."""
+    power = rows.square().sum(dim=1)
+    squares = torch.addmm(power[:, None] + power, rows, rows.T, alpha=-2.0).clamp_(min=0.0)
+    return squares.fill_diagonal_(0.0).sqrt_()
 
 
 @dataclass(frozen=True)

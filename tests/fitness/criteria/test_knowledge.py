@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fitness.criteria import CRITERIA, ChannelKnowledge, Criterion, CriterionInput, MaskFamily, cached_knowledge
+from fitness.criteria.exp import ExpectationClasses
+from fitness.criteria.knowledge_cache import knowledge_key
+from fitness.criteria.weights import FilterNorm, RandomScores
+from search_spaces.errors import GenomeShapeError, ObjectiveValueError
+from tests.fitness.criteria.networks import data_of, killed
+from tests.fitness.criteria.test_contract import assert_equal
+
+
+class Counting:
+    """A criterion that counts how often it is asked."""
+
+    def __init__(self, inner: Criterion) -> None:
+        self.inner = inner
+        self.name, self.summary = inner.name, inner.summary
+        self.roles, self.reference = inner.roles, inner.reference
+        self.n_calls = 0
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+    def compute(self, data: CriterionInput) -> ChannelKnowledge:
+        self.n_calls += 1
+        return self.inner.compute(data)
+
+
+@pytest.mark.parametrize("name", ["exp-bn", "dtc", "qsfm-ssim"])
+def test_second_call_reads_what_the_first_computed(name: str, tmp_path: Path) -> None:
+    data, criterion = data_of("coupled, several readers"), Counting(CRITERIA[name])
+    first = cached_knowledge(criterion, data, folder=tmp_path)
+    second = cached_knowledge(criterion, data, folder=tmp_path)
+    assert criterion.n_calls == 1
+    assert_equal(first, second)
+    assert_equal(first, CRITERIA[name].compute(data))
+
+
+def test_damaged_entry_is_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, criterion = data_of("convolution"), Counting(FilterNorm(1))
+    whole = cached_knowledge(criterion, data, folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert_equal(cached_knowledge(criterion, data, folder=tmp_path), whole)
+    assert criterion.n_calls == 2
+    assert "damaged" in caplog.text
+    cached_knowledge(criterion, data, folder=tmp_path)
+    assert criterion.n_calls == 2
+
+
+def test_key_tells_everything_that_decides() -> None:
+    data = data_of("convolution")
+    other_seed = CriterionInput(data.program, data.inputs, data.labels, seed=1)
+    unlabelled = CriterionInput(data.program, data.inputs)
+    fewer = CriterionInput(data.program, data.inputs[:3], data.labels[:3] if data.labels is not None else None)
+    keys = [
+        *(knowledge_key(FilterNorm(1), entry) for entry in (data, other_seed, unlabelled, fewer, killed(data, 0))),
+        knowledge_key(FilterNorm(2), data),
+        knowledge_key(RandomScores(), data),
+        knowledge_key(ExpectationClasses(), data),
+        knowledge_key(ExpectationClasses(threshold=0.5), data),
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+SIZES = (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "text"),
+    [
+        ({}, GenomeShapeError, "offers nothing"),
+        ({"strength": np.zeros(5)}, GenomeShapeError, "offers nothing"),
+        ({"scores": np.zeros(4)}, GenomeShapeError, r"scores must have shape \(5,\)"),
+        ({"scores": np.array([0, 1, np.nan, 0, 0])}, ObjectiveValueError, "1 of 5 are not"),
+        ({"similarity": {2: np.eye(2)}}, GenomeShapeError, r"in \[0, 2\)"),
+        ({"similarity": {0: np.eye(3)}}, GenomeShapeError, r"shape \(2, 2\)"),
+        ({"similarity": {0: np.array([[1, 2.0], [2.0, 1]])}}, ObjectiveValueError, r"lie in \[0, 1\]"),
+        ({"similarity": {0: np.array([[1, 0.2], [0.3, 1]])}}, ObjectiveValueError, "symmetric"),
+        ({"classes": np.array([0, 1, -1, 0, 0])}, ObjectiveValueError, "counted from 0"),
+        ({"widths": np.array([0.0, 1.0])}, ObjectiveValueError, r"\(0, 1\]"),
+        ({"widths": np.array([1.0])}, GenomeShapeError, "widths"),
+        ({"family": MaskFamily(np.zeros(2), np.ones((1, 5), np.bool_))}, GenomeShapeError, "one row per dial"),
+        ({"scores": np.zeros(5), "merge": np.array([0, 2, 2, 3, 4])}, GenomeShapeError, "same group"),
+        ({"scores": np.zeros(5), "merge": np.array([0, 1, 2, 3, 9])}, GenomeShapeError, "same group"),
+    ],
+)
+def test_knowledge_is_checked(fields: dict[str, object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        ChannelKnowledge(SIZES, **fields)  # type: ignore[arg-type]
+
+
+def test_roles_are_what_is_given() -> None:
+    knowledge = ChannelKnowledge(SIZES, scores=np.zeros(5), widths=np.ones(2), merge=np.array([1, 1, 2, 2, 4]))
+    assert knowledge.roles == {"scores", "widths"}
+    assert knowledge.starts.tolist() == [0, 2]
+    assert knowledge.n_genes == 5

@@ -31,6 +31,10 @@ class RandomSearch(Search):
         """Return ``n`` new genomes that have no parents."""
         return Draft.fresh(self._repairer.sample(n, rng=rng), np.full(n, self.config.mutation_rates[0]))
 
+    def _sift(self, offspring: Draft, n_wanted: int) -> Draft:
+        """Return the first ``n_wanted``: nothing is expected of any."""
+        return offspring.rows(np.arange(len(offspring.genomes)) < n_wanted)
+
     def _immigrants(self, rng: np.random.Generator) -> BoolArray:
         """Return none: everybody is one."""
         del rng

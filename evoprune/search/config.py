@@ -88,6 +88,8 @@ class SearchConfig:
         random_share: Share of offspring that no prior guides, so that no criterion can fix the result.
         prior_temperature: Positive; large values make priors weak, small ones strict.
         p_guided: Share of guided offspring whose repair follows their prior too; the others are repaired at random.
+        surrogate_factor: Offspring made per offspring that is kept by a linear model of the genomes judged so far; 1 is
+            without a model.
         n_best: Size of the halls of fame.
         min_diversity: Immigrants come when diversity falls below this share of its initial value.
         immigrant_share: Share of offspring that immigrants replace then.
@@ -106,6 +108,7 @@ class SearchConfig:
     random_share: float = 0.2
     prior_temperature: float = 1.0
     p_guided: float = 0.5
+    surrogate_factor: int = 16
     n_best: int = 10
     min_diversity: float = 0.05
     immigrant_share: float = 0.2
@@ -127,6 +130,7 @@ class SearchConfig:
             ("0 <= random_share <= 1", 0 <= self.random_share <= 1, self.random_share),
             ("0 < prior_temperature < inf", 0 < self.prior_temperature < float("inf"), self.prior_temperature),
             ("0 <= p_guided <= 1", 0 <= self.p_guided <= 1, self.p_guided),
+            ("surrogate_factor >= 1", self.surrogate_factor >= 1, self.surrogate_factor),
             ("n_best >= 1", self.n_best >= 1, self.n_best),
             ("0 <= min_diversity <= 1", 0 <= self.min_diversity <= 1, self.min_diversity),
             ("0 <= immigrant_share <= 1", 0 <= self.immigrant_share <= 1, self.immigrant_share),

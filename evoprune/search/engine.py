@@ -28,6 +28,7 @@ from evoprune.search.initialisation import initial_population
 from evoprune.search.operators import build_toolbox
 from evoprune.search.priors import PriorMixture
 from evoprune.search.randomness import make_generator
+from evoprune.search.surrogate import LinearSurrogate
 from fitness.evaluation import Evaluation
 from search_spaces.errors import ExecutionError, OptionError, RunDirectoryError, UnknownNameError
 from search_spaces.genome import BoolArray, FloatArray, IntArray, genome_digest
@@ -98,6 +99,16 @@ class Draft:
         n = len(genomes)
         return cls(genomes, rates, np.full(n, -1), np.full(n, -np.inf), n_immigrants=0)
 
+    def rows(self, chosen: BoolArray) -> Draft:
+        """Return the offspring in the rows ``chosen`` ``(n,)``."""
+        return Draft(
+            self.genomes[chosen],
+            self.rates[chosen],
+            self.guides[chosen],
+            self.parent_objectives[chosen],
+            n_immigrants=0,
+        )
+
 
 class Search:
     """A (mu + lambda) search over a whole genome under budgets, with truncation, elitism and self-adapting rates.
@@ -160,6 +171,8 @@ class Search:
         self._rates = np.empty(0)
         self._seen: dict[str, None] = {}  # every digest that was asked for, in order
         self._elite_seen: dict[str, None] = {}
+        self._judged = np.empty((0, space.n_genes), np.bool_)  # with their objectives: what the surrogate learns from
+        self._judged_values = np.empty(0)
         self._initial_diversity = 0.0
         self._generation = -1
         self._draft: Draft | None = None
@@ -307,6 +320,9 @@ class Search:
         self.mixture.learn(draft.guides, is_survivor, objectives < draft.parent_objectives)
         self._genomes, self._objective_values, self._rates = genomes[survivors], values[survivors], rates[survivors]
         self._remember(draft.genomes, objectives)
+        is_finite = np.isfinite(objectives)
+        self._judged = np.concatenate([self._judged, draft.genomes[is_finite]])
+        self._judged_values = np.concatenate([self._judged_values, objectives[is_finite]])
         if self._generation < 0:
             self._initial_diversity = diversity(self._genomes)
 
@@ -405,7 +421,8 @@ class Search:
             n_wanted *= config.ladder.screen_factor
         taken = dict.fromkeys(genome_digest(genome) for genome in immigrants)
         rng = make_generator(self.seed, "variation", generation)
-        draft, n = self._offspring(n_wanted, taken, rng), len(immigrants)
+        offspring = self._offspring(n_wanted, n_wanted * config.surrogate_factor, taken, rng)
+        draft, n = self._sift(offspring, n_wanted), len(immigrants)
         return Draft(
             np.concatenate([draft.genomes, immigrants]),
             np.concatenate([draft.rates, np.full(n, np.sqrt(np.prod(config.mutation_rates)))]),
@@ -413,6 +430,15 @@ class Search:
             np.concatenate([draft.parent_objectives, np.full(n, -np.inf)]),
             n_immigrants=n,
         )
+
+    def _sift(self, offspring: Draft, n_wanted: int) -> Draft:
+        """Return the ``n_wanted`` offspring of which the surrogate expects most, in their order."""
+        if len(offspring.genomes) <= n_wanted:
+            return offspring
+        predicted = LinearSurrogate(self._judged, self._judged_values).predict(offspring.genomes)
+        chosen = np.zeros(len(predicted), np.bool_)
+        chosen[self._promising(offspring.genomes, predicted, n_wanted)] = True
+        return offspring.rows(chosen)
 
     def _immigrants(self, rng: np.random.Generator) -> BoolArray:
         """Return new genomes where diversity is gone: random ones, every other one crossed with a survivor."""
@@ -428,15 +454,15 @@ class Search:
         kept = [genome for digest, genome in new.items() if digest not in self._seen]
         return np.stack(kept) if kept else self._genomes[:0]
 
-    def _offspring(self, n_wanted: int, taken: dict[str, None], rng: np.random.Generator) -> Draft:
-        """Return at most ``n_wanted`` distinct genomes that were never asked for.
+    def _offspring(self, n_wanted: int, n_made: int, taken: dict[str, None], rng: np.random.Generator) -> Draft:
+        """Return genomes that were never asked for: the new ones of ``n_made`` children, or more up to ``n_wanted``.
 
         In a space that is nearly exhausted there may be fewer, or none.
         """
         parts: list[Draft] = []
-        n_missing = n_wanted
+        n_missing = n_made
         for _ in range(_N_ATTEMPTS):
-            if n_missing == 0:
+            if n_missing <= 0:
                 break
             part = self._vary(n_missing, rng)
             is_new = np.zeros(n_missing, np.bool_)
@@ -444,8 +470,8 @@ class Search:
                 digest = genome_digest(child)
                 is_new[row] = digest not in self._seen and digest not in taken
                 taken.setdefault(digest, None)
-            parts.append(_rows_of(part, is_new))
-            n_missing -= int(is_new.sum())
+            parts.append(part.rows(is_new))
+            n_missing = n_wanted - sum(len(part.genomes) for part in parts)
         if not parts:
             return Draft.fresh(self._genomes[:0], np.empty(0))
         return Draft(
@@ -531,6 +557,8 @@ class Search:
         self._genomes = self._unpack(arrays["genomes"])
         self._objective_values = np.array(arrays["objective_values"], np.float64)
         self._rates = np.array(arrays["mutation_rates"], np.float64)
+        self._judged = self._unpack(arrays["judged_genomes"])
+        self._judged_values = np.array(arrays["judged_objectives"], np.float64)
         self._seen = dict.fromkeys(_unpack_digests(arrays["seen"]))
         self._elite_seen = dict.fromkeys(_unpack_digests(arrays["elite_seen"]))
         for hall, name in ((self.best_individuals, "best"), (self.elites, "elite")):
@@ -561,6 +589,8 @@ class Search:
             "genomes": np.packbits(self._genomes, axis=1),
             "objective_values": self._objective_values.copy(),
             "mutation_rates": self._rates.copy(),
+            "judged_genomes": np.packbits(self._judged, axis=1),
+            "judged_objectives": self._judged_values.copy(),
             "seen": _pack_digests(self._seen),
             "elite_seen": _pack_digests(self._elite_seen),
             **self.mixture.arrays(),
@@ -579,17 +609,6 @@ class Search:
 
     def _unpack(self, packed: npt.NDArray[Any]) -> BoolArray:
         return np.unpackbits(packed, axis=1, count=self.space.n_genes).astype(np.bool_)
-
-
-def _rows_of(draft: Draft, chosen: BoolArray) -> Draft:
-    """Return the offspring of ``draft`` in the rows ``chosen``."""
-    return Draft(
-        draft.genomes[chosen],
-        draft.rates[chosen],
-        draft.guides[chosen],
-        draft.parent_objectives[chosen],
-        n_immigrants=0,
-    )
 
 
 def _update(hall: BestIndividuals, genomes: BoolArray, objectives: FloatArray) -> None:

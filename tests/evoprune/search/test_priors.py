@@ -180,7 +180,14 @@ def test_a_search_gives_weight_to_the_prior_that_knows_and_says_so() -> None:
         Prior("errs", 1.0 - target),
         Prior("noise", rng.random(space.n_genes)),
     ]
-    config = SearchConfig({"macs": 0.5}, LadderPlan("network"), population_size=24, n_generations=12, min_diversity=0.0)
+    config = SearchConfig(
+        {"macs": 0.5},
+        LadderPlan("network"),
+        population_size=24,
+        n_generations=12,
+        min_diversity=0.0,
+        surrogate_factor=1,
+    )
     search, evaluator = Search(space, config, seed=0, priors=priors), CountingEvaluator(target)
     while not search.is_finished:
         request = search.ask()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fitness.criteria.contract import ChannelKnowledge
 from fitness.criteria.inputs import CriterionInput
-from fitness.program import FoldedLayer, Program, SlicedTensors
+from fitness.program import FoldedLayer
 from search_spaces.errors import DataError, OptionError
 from search_spaces.genome import FloatArray, IntArray
 
@@ -69,7 +69,7 @@ class PruneNet:
         weight: float | None = None
         for images, _, labels in batches(data, self.name, self.n_steps):
             gates = torch.sigmoid(free)
-            loss = nn.functional.cross_entropy(logits_of(data, gated_tensors(data.program, gates), images), labels)
+            loss = nn.functional.cross_entropy(gated_logits(data, gates, images), labels)
             (slope,) = torch.autograd.grad(loss, gates, retain_graph=True)
             felt |= _is_felt(slope)
             if weight is None:
@@ -153,36 +153,41 @@ def batches(data: CriterionInput, stream: str, n_steps: int) -> Iterator[tuple[T
                 return
 
 
-def gated_tensors(program: Program, gates: Tensor) -> SlicedTensors:
-    """Return the dense network's tensors, every layer's input weights times the gates ``(n_genes,)`` of what it reads.
+def gated_logits(data: CriterionInput, gates: Tensor, images: Tensor) -> Tensor:
+    """Return the logits ``(n, n_classes)`` with ``gates`` ``(n_genes,)`` times the channels where layers read them.
 
-    Equal to gating the channels themselves where layers read them.
+    Raises:
+        DataError: The network's first output is no matrix of logits.
     """
+    program = data.program
     dense = program.slice(program.space.all_ones()[0]).cast(torch.float32)
-    for name, layer in program.layers.items():
+    source_of = {step.layer.name: step.operation.args[0].name for step in program.steps if step.layer is not None}
+    ungated: dict[str, tuple[dict[str, Any], Tensor]] = {}
+
+    def close(layer: FoldedLayer, values: dict[str, Any]) -> None:
         if layer.in_genes is None or not (layer.in_genes >= 0).any():
-            continue
-        weight = dense.weights[name]
-        axis = 0 if layer.record.is_transposed else 1
-        factors = per_channel(gates, layer.in_genes, weight.shape[axis])
-        dense.weights[name] = weight * factors.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])
-    return dense
+            return
+        value = values[source_of[layer.name]]
+        ungated[layer.name] = (values, value)
+        axis = 1 if layer.kernel else value.ndim - 1
+        values[source_of[layer.name]] = value * _along(
+            per_channel(gates, layer.in_genes, value.shape[axis]), value, axis
+        )
+
+    def open_again(name: str, _: Any) -> None:
+        if name in ungated:  # other readers gate what they read themselves
+            values, original = ungated.pop(name)
+            values[source_of[name]] = original
+
+    with torch.enable_grad():
+        values = program.run(dense, [images], on_layer=close, on_value=open_again, keep=program.layers)
+        return _checked(values[program.outputs[0]])
 
 
 def per_channel(gates: Tensor, genes: IntArray, n_channels: int) -> Tensor:
     """Return the gate of each of ``n_channels`` channels, 1 where none belongs to it; ``genes`` repeat over groups."""
     index = torch.from_numpy(np.tile(genes, n_channels // len(genes))).to(gates.device)
     return torch.where(index >= 0, gates[index.clamp(min=0)], gates.new_ones(()))
-
-
-def logits_of(data: CriterionInput, tensors: SlicedTensors, images: Tensor) -> Tensor:
-    """Return ``(n, n_classes)`` logits through which gradients flow.
-
-    Raises:
-        DataError: The network's first output is no matrix of logits.
-    """
-    with torch.enable_grad():
-        return _checked(data.program.run(tensors, [images])[data.program.outputs[0]])
 
 
 def mixed_logits(data: CriterionInput, gates: Tensor, images: Tensor, knockoffs: Tensor) -> Tensor:
@@ -208,10 +213,10 @@ def mixed_logits(data: CriterionInput, gates: Tensor, images: Tensor, knockoffs:
 
     def keep(name: str, value: Any) -> None:
         if name in made:
-            copies[name] = value.clone()
+            copies[name] = value
 
     with torch.no_grad():
-        program.run(dense, [knockoffs], on_value=keep)
+        program.run(dense, [knockoffs], on_value=keep, keep=program.layers)
     alive: dict[str, dict[str, Any]] = {}
 
     def remember(layer: FoldedLayer, values: dict[str, Any]) -> None:
@@ -220,12 +225,12 @@ def mixed_logits(data: CriterionInput, gates: Tensor, images: Tensor, knockoffs:
     def mix(name: str, value: Any) -> None:
         if name in made:
             axis = 1 if made[name].kernel else value.ndim - 1
-            share = per_channel(gates, made[name].out_genes, value.shape[axis])
-            share = share.reshape([-1 if d == axis else 1 for d in range(value.ndim)])
+            share = _along(per_channel(gates, made[name].out_genes, value.shape[axis]), value, axis)
             alive[name][name] = copies[name] + share * (value - copies[name])
 
     with torch.enable_grad():
-        return _checked(program.run(dense, [images], on_layer=remember, on_value=mix)[program.outputs[0]])
+        values = program.run(dense, [images], on_layer=remember, on_value=mix, keep=program.layers)
+        return _checked(values[program.outputs[0]])
 
 
 def global_cut(data: CriterionInput, scores: FloatArray) -> FloatArray:
@@ -250,6 +255,11 @@ def norm_scales(data: CriterionInput) -> FloatArray:
         if gammas:
             scales[group.start : group.stop] = torch.stack(gammas).mean(dim=0).cpu().numpy()
     return scales
+
+
+def _along(factors: Tensor, value: Tensor, axis: int) -> Tensor:
+    """Return ``factors`` ``(n,)`` shaped such that they multiply ``value`` along ``axis``."""
+    return factors.reshape([-1 if dimension == axis else 1 for dimension in range(value.ndim)])
 
 
 def _checked(logits: Any) -> Tensor:

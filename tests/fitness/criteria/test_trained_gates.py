@@ -15,9 +15,8 @@ from fitness.criteria.trained_gates import (
     PruneNet,
     Scop,
     batches,
-    gated_tensors,
+    gated_logits,
     global_cut,
-    logits_of,
     mixed_logits,
     norm_scales,
 )
@@ -37,7 +36,7 @@ def data_of(name: str, batch_size: int = 10) -> CriterionInput:
 
 def loss_of(data: CriterionInput, gates: Tensor, part: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
-        logits = logits_of(data, gated_tensors(data.program, gates), part)
+        logits = gated_logits(data, gates, part)
     return float(nn.functional.cross_entropy(logits.double(), labels))
 
 
@@ -48,7 +47,7 @@ def test_shut_gates_mask_the_channels(name: str) -> None:
     genome = rng.random(data.space.n_genes) < 0.6
     gates = torch.from_numpy(genome).float()
     with torch.no_grad():
-        found = logits_of(data, gated_tensors(data.program, gates), data.inputs)
+        found = gated_logits(data, gates, data.inputs)
         assert data.model is not None
         with masked(data.model, data.space, genome):
             expected = data.model(data.inputs)

@@ -78,12 +78,16 @@ class SpaceRecord(_Record):
 
 
 class GenomeRecord(_Record):
-    """The mask, twice: packed (highest bit first, as hexadecimal digits), and as kept channels by group for people."""
+    """The mask, twice: packed (highest bit first, as hexadecimal digits), and as kept channels by group for people.
+
+    ``group_sizes`` are the groups' numbers of genes, all kept in the dense network.
+    """
 
     n_genes: int
     digest: str
     packed: str
     kept_channels: dict[str, tuple[int, ...]]
+    group_sizes: dict[str, int] = {}
 
 
 class CostRecord(_Record):
@@ -132,7 +136,11 @@ def record_genome(space: SearchSpace, genome: BoolArray) -> GenomeRecord:
         for group in space.groups
     }
     return GenomeRecord(
-        n_genes=space.n_genes, digest=genome_digest(genome), packed=pack_genome(genome).hex(), kept_channels=kept
+        n_genes=space.n_genes,
+        digest=genome_digest(genome),
+        packed=pack_genome(genome).hex(),
+        kept_channels=kept,
+        group_sizes={group.name: group.size for group in space.groups},
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evoprune.cli import list_command, network_commands, search_commands, watch_command
+from evoprune.cli import list_command, network_commands, report_command, search_commands, watch_command
 
 app = typer.Typer(
     name="evoprune",
@@ -22,6 +22,7 @@ for command in (
     search_commands.search,
     search_commands.resume,
     watch_command.watch,
+    report_command.report,
     network_commands.inspect,
     network_commands.evaluate,
     network_commands.finetune,

@@ -19,6 +19,7 @@ from fitness.memory import is_out_of_memory, with_smaller_batches
 from fitness.merging import MergeCompensation
 from fitness.options import FitnessOptions
 from fitness.program import Program, SlicedTensors
+from fitness.recalibration import Recalibration
 from search_spaces.errors import GenomeShapeError, UnknownNameError
 from search_spaces.genome import BoolArray, IntArray, genome_digest
 
@@ -146,11 +147,13 @@ class NetworkEvaluator:
         parts = tuple(part_sizes) or (len(fitness_inputs),)
         logits = logits_of(program, dense, fitness_inputs, options.batch_size)
         self.images = JudgedImages(fitness_inputs, soft_labels, functional.log_softmax(logits, dim=1), parts)
-        self.compensate: SequentialCompensation | MergeCompensation | None = None
+        self.compensate: SequentialCompensation | MergeCompensation | Recalibration | None = None
         if options.compensation == "sequential":
             self.compensate = SequentialCompensation(program, calibration_inputs, options.solve)
         elif options.compensation == "merge":
             self.compensate = MergeCompensation(program, calibration_inputs)
+        elif options.compensation == "recalibrate":
+            self.compensate = Recalibration(program, calibration_inputs)
 
     @property
     def rungs(self) -> Sequence[str]:
@@ -223,6 +226,7 @@ class StageEvaluator(NetworkEvaluator):
             self._shared = self.compensate.prefix(genome, open_genes)
             tensors.weights.update(self._shared.solved.weights)
             tensors.biases.update(self._shared.solved.biases)
+            tensors.others.update(self._shared.solved.others)
         self._step = step
         parts = self.images.inputs.split(self.options.batch_size)
         self._starts: list[dict[str, Any]] = [run_prefix(self.program, tensors, part, step) for part in parts]

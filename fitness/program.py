@@ -24,13 +24,30 @@ from search_spaces.groups import KEPT
 from search_spaces.provenance import LayerRecord
 from search_spaces.surgery import slice_tensor
 
-_BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
+BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 #: Element-wise operators that may overwrite a value which nobody else reads.
 _IN_PLACE: Mapping[str, Callable[..., Tensor]] = {
     "relu": torch.ops.aten.relu_.default,
     "hardswish": torch.ops.aten.hardswish_.default,
     "silu": torch.ops.aten.silu_.default,
 }
+
+
+@dataclass(frozen=True)
+class FoldedNorm:
+    """A batch norm of the dense network, ``y = scale (x - mean) + shift`` with ``scale = gamma / deviation``.
+
+    Attributes:
+        scale: ``(channels,)``.
+        shift: ``(channels,)`` its beta: the mean of ``y`` over the images it was trained on.
+        deviation: ``(channels,)`` ``sqrt(running_var + epsilon)``.
+        epsilon: Added to the variance.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    deviation: Tensor
+    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,7 @@ class FoldedLayer:
         dilation: Per spatial dimension.
         is_shared: The network calls it more than once, so its weights cannot follow one call alone.
         is_lopsided: It pads one side more than the other (``padding="same"`` with an even kernel).
+        folded_norm: The batch norm that is folded in, or None.
     """
 
     name: str
@@ -66,6 +84,7 @@ class FoldedLayer:
     dilation: tuple[int, ...]
     is_shared: bool
     is_lopsided: bool
+    folded_norm: FoldedNorm | None = None
 
     @property
     def has_bias(self) -> bool:
@@ -157,7 +176,7 @@ class Program:
         for operation in graph.operations:
             if operation.name in records and operation.name not in outputs:
                 readers = consumers.get(operation.name, [])
-                if len(readers) == 1 and readers[0].op in _BATCH_NORMS and readers[0].args[0] == Ref(operation.name):
+                if len(readers) == 1 and readers[0].op in BATCH_NORMS and readers[0].args[0] == Ref(operation.name):
                     folded[readers[0].name] = operation
         norms = {layer.name: graph_norm for graph_norm, layer in folded.items()}
         by_name = {operation.name: operation for operation in graph.operations}
@@ -217,8 +236,10 @@ class Program:
             if bias_argument is None
             else self._tensors[bias_argument.name].float()
         )
+        folded: FoldedNorm | None = None
         if norm is not None:
-            scale, shift = self._norm_affine(norm)
+            folded, shift = self._norm_affine(norm)
+            scale = folded.scale
             shape = [1] * weight.ndim
             shape[out_axis] = -1
             factor = scale if not record.is_transposed else scale.reshape(record.groups, -1)
@@ -261,19 +282,21 @@ class Program:
             dilation=numbers(7 if record.is_transposed else 5, 1),
             is_lopsided=same and any(size % 2 == 0 for size in weight.shape[2:]),
             is_shared=sum(other.weight == record.weight for other in self.space.layers) > 1,
+            folded_norm=folded,
         )
 
-    def _norm_affine(self, norm: Operation) -> tuple[Tensor, Tensor]:
-        """Return scale and shift of a batch norm in evaluation mode."""
+    def _norm_affine(self, norm: Operation) -> tuple[FoldedNorm, Tensor]:
+        """Return a batch norm in evaluation mode, and what it adds to ``scale`` times its input."""
         gamma, beta, mean, var = (
             self._tensors[argument.name].float() if isinstance(argument, Ref) else None for argument in norm.args[1:5]
         )
         epsilon = float(norm.args[7] if norm.op == "batch_norm" else norm.args[6])
         assert mean is not None
         assert var is not None
-        scale = (1.0 if gamma is None else gamma) / torch.sqrt(var + epsilon)
-        shift = (0.0 if beta is None else beta) - mean * scale
-        return scale, shift
+        deviation = torch.sqrt(var + epsilon)
+        scale = (torch.ones_like(var) if gamma is None else gamma) / deviation
+        beta = torch.zeros_like(mean) if beta is None else beta
+        return FoldedNorm(scale, beta, deviation, epsilon), beta - mean * scale
 
     def _plan_memory(self) -> None:
         """Note after which step each value dies, and let element-wise steps overwrite values that die there."""

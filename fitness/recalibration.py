@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fitness.compensation import Prefix
+from fitness.program import BATCH_NORMS, FoldedLayer, Program, SlicedTensors, keep_mask
+from search_spaces.genome import BoolArray, IntArray
+from search_spaces.graph import Ref
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
@@ -37,3 +44,86 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
         for module, momentum in momenta.items():
             module.momentum = momentum
     return len(norms)
+
+
+class Recalibration:
+    """What :func:`recalibrate` does to a sliced module, for the folded program: layer by layer, in one pass.
+
+    A folded batch norm is re-estimated by scaling and shifting its layer, one that stands alone by its own statistics.
+    All images make one batch. A layer that the network calls more than once, and a transposed one, stay as they are.
+    """
+
+    def __init__(self, program: Program, inputs: Tensor) -> None:
+        """Keep ``inputs`` ``(n, ...)``, normalised calibration images in the dtype that networks are run in."""
+        self.program = program
+        self.inputs = inputs
+        self._step_of = {step.layer.name: i for i, step in enumerate(program.steps) if step.layer is not None}
+        self._norms: dict[str, list[tuple[str, str]]] = {}  # of the value that norms read: mean and variance
+        for step in program.steps:
+            if step.operation.op in BATCH_NORMS:
+                value, mean, variance = (step.operation.args[place] for place in (0, 3, 4))
+                if isinstance(mean, Ref) and isinstance(variance, Ref):
+                    self._norms.setdefault(value.name, []).append((mean.name, variance.name))
+
+    def __call__(self, genome: BoolArray, _: Prefix | None = None) -> SlicedTensors:
+        """Return the sliced tensors of ``genome`` ``(n_genes,)`` in float32, recalibrated."""
+        tensors = self.program.slice(genome)
+        running = tensors.cast(self.inputs.dtype)
+        for held in (tensors, running):  # a slice may be the dense tensor itself, and a cast the slice
+            for name in (name for pairs in self._norms.values() for pair in pairs for name in pair):
+                held.others[name] = held.others[name].clone()
+
+        def scale(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
+            norm = layer.folded_norm
+            if norm is None or layer.is_shared or layer.record.is_transposed:
+                return
+            step = self._step_of[layer.name]
+            output = self.program.run(running, [], env=values, start=step, stop=step + 1)[layer.name]
+            mean, variance, correction = _moments(output)
+            kept = torch.from_numpy(np.flatnonzero(keep_mask(layer.out_genes, genome))).to(mean.device)
+            slope, shift, deviation = norm.scale[kept], norm.shift[kept], norm.deviation[kept]
+            dead = slope == 0  # its output is constant, whatever the statistics
+            variance = variance / torch.where(dead, 1.0, slope).square()
+            weight, bias = tensors.weights[layer.name], tensors.biases[layer.name] - mean
+            for held, by in ((running, 1.0), (tensors, correction)):
+                ratio = deviation / torch.sqrt(variance * by + norm.epsilon)
+                dtype = held.weights[layer.name].dtype
+                held.weights[layer.name] = (weight * ratio.reshape(-1, *[1] * (weight.ndim - 1))).to(dtype)
+                held.biases[layer.name] = (bias * ratio + shift).to(dtype)
+
+        def estimate(name: str, value: Any) -> None:
+            for mean_name, variance_name in self._norms.get(name, ()):
+                mean, variance, correction = _moments(value)
+                for held, by in ((running, 1.0), (tensors, correction)):
+                    held.others[mean_name].copy_(mean)
+                    held.others[variance_name].copy_(variance * by)
+
+        with torch.inference_mode():
+            for name, value in zip(self.program.space.graph.inputs, [self.inputs], strict=False):
+                estimate(name, value)
+            self.program.run(running, [self.inputs], on_layer=scale, on_value=estimate)
+        return tensors
+
+    def prefix(self, genome: BoolArray, open_genes: IntArray) -> Prefix:
+        """Return what all genomes share that differ from ``genome`` in ``open_genes`` only: tensors, no activation."""
+        step = self.program.first_step_of(open_genes)
+        tensors = self(genome)
+        names = [s.layer.name for s in self.program.steps[:step] if s.layer is not None]
+        norms = {name for s in self.program.steps[:step] for name in s.operation.refs() if name in tensors.others}
+        solved = SlicedTensors(
+            {name: tensors.weights[name] for name in names},
+            {name: tensors.biases[name] for name in names},
+            {name: tensors.others[name] for name in norms},
+            genome,
+        )
+        return Prefix(step, {}, solved)
+
+
+def _moments(value: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return mean and variance per channel of ``(n, channels, ...)`` in float32, and what makes the variance unbiased.
+
+    As in training, the batch itself is normalised by the variance as it is, and what is kept of it is unbiased.
+    """
+    rows = value.float().transpose(0, 1).flatten(1)
+    variance, mean = torch.var_mean(rows, dim=1, correction=0)
+    return mean, variance, rows.shape[1] / max(rows.shape[1] - 1, 1)

@@ -2,11 +2,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fitness.recalibration import recalibrate
+from fitness.program import Program
+from fitness.recalibration import Recalibration, recalibrate
+from search_spaces import SearchSpace, prune_model
+from search_spaces.models import build_model
+from search_spaces.surgery import named_tensors
+from search_spaces.verification import randomise
 from tests.fitness.networks import images
 from tests.search_spaces.patterns import Chain, conv, conv_bn
 
@@ -52,3 +58,26 @@ def test_modes_and_momenta_come_back_when_the_forward_raises() -> None:
 def test_network_without_norms_is_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1)).eval()
     assert recalibrate(model, [images(4)]) == 0
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "densenet40", "vgg16"])
+def test_the_folded_program_is_recalibrated_as_the_module_is(name: str) -> None:
+    """Norms behind layers, behind depthwise layers, and in front of layers."""
+    model = build_model(name, model_args={"width": 0.125}).eval().requires_grad_(False)
+    randomise(model)
+    space = SearchSpace.trace(model, torch.zeros(1, 3, 16, 16), verify=False)
+    program = Program(space, named_tensors(model))
+    dense = {key: tensor.clone() for key, tensor in program.slice(space.all_ones()[0]).others.items()}
+    inputs = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    genome = space.sample(rng=np.random.default_rng(0), n=1, macs_budget=0.6)[0]
+    small = prune_model(model, space, genome)
+    assert recalibrate(small, [inputs]) > 0
+    tensors = Recalibration(program, inputs)(genome)
+    with torch.inference_mode():
+        expected = small(inputs)
+        found = program.run(tensors, [inputs])[program.outputs[0]]
+        plain = program.run(program.slice(genome), [inputs])[program.outputs[0]]
+    assert float((found - expected).abs().max()) < 1e-3 * float(expected.abs().max())
+    assert float((plain - expected).abs().max()) > 0.1 * float(expected.abs().max())
+    for key, tensor in program.slice(space.all_ones()[0]).others.items():
+        assert torch.equal(tensor, dense[key])  # the dense network is not touched

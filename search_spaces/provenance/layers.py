@@ -137,7 +137,17 @@ def _record(
     is_transposed: bool,
 ) -> None:
     walk.result.layers.append(
-        LayerRecord(operation.name, operation.module, weight, bias, groups, positions, is_depthwise, is_transposed)
+        LayerRecord(
+            operation.name,
+            operation.module,
+            weight,
+            bias,
+            groups,
+            positions,
+            is_depthwise,
+            is_transposed,
+            tuple(walk.tensor_shapes[weight]),
+        )
     )
 
 

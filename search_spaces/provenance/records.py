@@ -25,6 +25,7 @@ class LayerRecord:
         positions: Multiplications per pair of weight slices: kernel elements times output places (transposed: input).
         is_depthwise: Each group has one input channel.
         is_transposed: A transposed convolution, whose weight has the input channels first.
+        weight_shape: Of the weight in the dense network.
     """
 
     operation: str
@@ -35,6 +36,7 @@ class LayerRecord:
     positions: int
     is_depthwise: bool
     is_transposed: bool
+    weight_shape: tuple[int, ...]
 
 
 @dataclass

@@ -143,9 +143,9 @@ class LatencyTable:
         calls = layer_calls(space.graph, space.layers)
         if network_digest(calls) != self.network:
             raise OptionError(
-                f"a latency table must be measured for the network that is searched, but this one is of "
-                f"{self.conditions.model!r} with {len(self.table_of_layer)} layers, whose names or shapes are not those "
-                f"of the {len(calls)} layers here; measure one with `evoprune latency` and the same --model, "
+                "a latency table must be measured for the network that is searched, but this one is of "
+                f"{self.conditions.model!r} with {len(self.table_of_layer)} layers, whose names or shapes are not "
+                f"those of the {len(calls)} layers here; measure one with `evoprune latency` and the same --model, "
                 "--model-args, --classes and --input-shape"
             )
         share = self.overhead_ns / max(len(calls), 1)
@@ -153,13 +153,15 @@ class LatencyTable:
         layers = tuple(
             _LayerTime(
                 self.tables[self.table_of_layer[index]],
-                *sides[index],
+                first,
+                second,
+                block,
                 axis=made_axis(call.record),
                 scale=self.scale,
                 ns_per_slice=self.ns_per_byte * bytes_per_slice(call),
                 overhead_ns=share,
             )
-            for index, call in enumerate(calls)
+            for index, (call, (first, second, block)) in enumerate(zip(calls, sides, strict=True))
         )
         return LatencyCost(space.counted.macs.forms, layers)
 
@@ -267,9 +269,9 @@ class LatencyCost:
         return rise
 
     def gene_prices(self, sizes: IntArray, least: IntArray, steps: IntArray) -> FloatArray:  # noqa: ARG002 - protocol
-        """Return what one gene of each group costs on the way from the dense network to its least width, ``(n_groups,)``.
+        """Return what one gene of each group costs between its whole and its least width, ``(n_groups,)``.
 
-        The whole way, since single steps of a measured table may cost nothing.
+        A mean over that whole way, since single steps of a measured table may cost nothing.
         """
         fewer = np.repeat(sizes[None], len(sizes), axis=0)
         np.fill_diagonal(fewer, least)

@@ -1,4 +1,4 @@
-"""Measures a :class:`LatencyTable`: every layer shape alone over a grid of widths, then whole networks to fit the rest."""
+"""Measures a :class:`LatencyTable`: every layer shape alone over a grid of widths, then whole networks for the rest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class MeasurementOptions:
         batch_size: Samples per call.
         n_threads: Threads of one operator; fixed while it is measured.
         dtype: A name of :data:`DTYPES`.
-        n_rounds: Measurements behind each median; rounds go through all widths in turn, so that a passing load meets all.
+        n_rounds: Measurements behind each median; rounds go through all widths in turn, so that a passing load meets
+            all of them.
         max_points: Most grid points per axis.
         n_networks: Whole networks that the rest is fitted to.
     """
@@ -77,7 +78,7 @@ def measure_latency(
     *,
     name: str,
     rng: np.random.Generator,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> LatencyTable:
     """Return the latency table of ``model`` on the device that it lies on.
 
@@ -125,7 +126,7 @@ def spread_genomes(space: SearchSpace, n: int, *, rng: np.random.Generator) -> B
 def measure_networks(
     model: nn.Module, space: SearchSpace, genomes: BoolArray, options: MeasurementOptions
 ) -> FloatArray:
-    """Return the measured time ``(n,)`` in ns of one call of each sliced network, as :func:`prune_model` hands it back."""
+    """Return the measured time ``(n,)`` in ns of one call of each sliced network, an ordinary module in eval mode."""
     device, dtype = next(iter(model.parameters())).device, DTYPES[options.dtype]
     calls: list[Callable[[], object]] = []
     for genome in genomes:

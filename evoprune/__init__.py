@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evoprune.api import evaluate, finetune, inspect, resume, search
+from evoprune.api import evaluate, finetune, inspect, latency, resume, search
 from evoprune.artefact import load
 from evoprune.callbacks import Callback
 from evoprune.exporting import export
@@ -25,6 +25,7 @@ __all__ = [
     "export",
     "finetune",
     "inspect",
+    "latency",
     "load",
     "resume",
     "search",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from evoprune.artefact import ArtefactError, load, read_description, save_artefact
@@ -17,18 +18,30 @@ from evoprune.finetuning import finetune as distil
 from evoprune.fitness_plan import check_fitness
 from evoprune.inspection import SpaceSummary, draw_space, summarise_space
 from evoprune.interruption import stop_if_asked
+from evoprune.latency_tables import LatencyReport, measure_and_check
 from evoprune.limits import with_limits
 from evoprune.loggers import make_loggers
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
-from evoprune.options import FinetuneOptions, NetworkOptions, SearchOptions, resolve_options, with_absolute_paths
+from evoprune.options import (
+    FinetuneOptions,
+    LatencyOptions,
+    NetworkOptions,
+    SearchOptions,
+    resolve_options,
+    with_absolute_paths,
+)
 from evoprune.picking import pick_network
-from evoprune.preparation import OBJECT, prepare, resolve_device, trace_network
+from evoprune.preparation import OBJECT, build_and_trace, prepare, resolve_device, trace_network
 from evoprune.result import EvaluationReport, FinetuneResult, PickResult, SearchResult
 from evoprune.run_directory import RunDirectory, read_json, write_atomically, write_json
-from evoprune.session import plan_of, prepare_again, read_options, run_session, save_dense
+from evoprune.session import plan_of, prepare_again, read_options, run_session, save_inputs
 from fitness.data import ImageData, load_data
 from search_spaces.errors import OptionError, RunDirectoryError
+from search_spaces.latency_measurement import MeasurementOptions
+
+_LATENCY_SEED = 0
+"""Of the random networks that a latency table is fitted to and checked on: every table sees the same ones."""
 
 
 def search(
@@ -84,8 +97,7 @@ def search(
         device=device,
     )
     run = RunDirectory.create(path, options=resolved.model_dump(mode="json"), hashes=preparation.hashes)
-    if preparation.dense.is_trained_here:
-        save_dense(run, preparation.dense)
+    save_inputs(run, preparation)
     return run_session(run, resolved, preparation, observer, [*loggers, *callbacks])
 
 
@@ -326,6 +338,52 @@ def inspect(
     if drawing is not None:
         write_atomically(Path(drawing), draw_space(space, title).encode())
     return summarise_space(space, title, shape)
+
+
+def latency(
+    model: str | nn.Module = "vgg16",
+    *,
+    out: str | Path = "latency.json",
+    n_classes: int = 10,
+    observer: Observer | None = None,
+    **options: Any,
+) -> LatencyReport:
+    """Measure how long the layers of ``model`` take at every width on this device, for budgets of latency.
+
+    Args:
+        model: A name that ``evoprune list models`` shows, or a network; its weights do not matter.
+        out: File of the table, for the option ``latency_table`` of :func:`search`.
+        n_classes: Length of the logits of a network that is built by name.
+        observer: Hears of progress, and may stop the measurement.
+        **options: Further fields of :class:`evoprune.options.LatencyOptions`.
+
+    Raises:
+        OptionError: An option breaks its rule; a name is unknown (:class:`UnknownNameError`).
+        TraceError: The network cannot be traced.
+        RunDirectoryError: ``out`` cannot be written.
+        InterruptedRunError: The measurement was stopped.
+    """
+    observer = observer or SilentObserver()
+    name = _name_of(model)
+    resolved = resolve_options(LatencyOptions, {**options, "model": name})
+    device = resolve_device(resolved.device)
+    observer.on_stage("tracing the network", None)
+    network, space, _ = build_and_trace(resolved, None if isinstance(model, str) else model, n_classes)
+    measured = MeasurementOptions(
+        batch_size=resolved.batch_size,
+        n_threads=resolved.threads or torch.get_num_threads(),
+        dtype=resolved.dtype,
+    )
+    return measure_and_check(
+        network.to(device),
+        space,
+        measured,
+        name=name.removeprefix(OBJECT),
+        out=Path(out),
+        n_checks=resolved.n_checks,
+        seed=_LATENCY_SEED,
+        observer=observer,
+    )
 
 
 def default_run_path(options: SearchOptions) -> Path:

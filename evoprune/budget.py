@@ -34,12 +34,14 @@ class Metric:
 _COUNTS = {"k": 1e3, "m": 1e6, "g": 1e9}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _TIMES = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
+LATENCY = "latency"
 METRICS: Mapping[str, Metric] = {
     "macs": Metric("MACs", _COUNTS, "62M", "multiply-adds for one image"),
     "params": Metric("params", _COUNTS, "1.2M", "parameters"),
     "activation-bytes": Metric(
         "activations", _BYTES, "3MiB", "bytes that convolutions and linear layers write for one image, in float32"
     ),
+    LATENCY: Metric("latency", _TIMES, "12ms", "time of one call, predicted from a table of `evoprune latency`"),
 }
 DEFAULT_METRIC = "macs"
 _PATTERN = re.compile(r"(?P<number>[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|\.[0-9]+)\s*(?P<unit>%|[a-zA-Z]*)")

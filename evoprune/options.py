@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from evoprune.budget import METRICS, parse_budgets
+from evoprune.budget import LATENCY, METRICS, parse_budgets
 from evoprune.finetuning import FinetuningRecipe
 from evoprune.fitness_plan import FITNESSES
 from evoprune.knowledge import MIXTURE, Choice, parse_criteria
@@ -17,6 +18,7 @@ from evoprune.modes import MODES
 from fitness.data import DATA
 from fitness.options import FitnessOptions
 from search_spaces.errors import OptionError, UnknownNameError
+from search_spaces.latency_measurement import DTYPES
 
 FITNESS = FitnessOptions()
 FINETUNING = FinetuningRecipe()
@@ -74,6 +76,9 @@ class SearchOptions(NetworkOptions):
     metric: Annotated[str | None, Field(description="what a budget counts that names no metric; macs by default")] = (
         None
     )
+    latency_table: Annotated[
+        Path | None, Field(strict=False, description="a file of `evoprune latency`, for a budget of latency")
+    ] = None
     mode: Annotated[str, Field(description="a name of `evoprune list modes`")] = "global"
     seed: Annotated[int, Field(ge=0, lt=2**63, description="the master seed")]
     population_size: Annotated[int, Field(ge=4, description="individuals per generation")] = 16
@@ -211,6 +216,46 @@ class SearchOptions(NetworkOptions):
             n_distillation_steps=self.n_distillation_steps or FITNESS.n_distillation_steps,
         )
 
+    def check_latency_table(self) -> None:
+        """Check that there is a latency table where latency is budgeted, and nowhere else.
+
+        Raises:
+            OptionError: There is none, or there is one that nothing asks for.
+        """
+        is_budgeted = LATENCY in [budget.metric for budget in parse_budgets(self.budget, self.metric)]
+        if is_budgeted and self.latency_table is None:
+            same = f" --model-args '{json.dumps(self.model_args)}'" if self.model_args else ""
+            same += f" --input-shape {'x'.join(map(str, self.input_shape))}" if self.input_shape else ""
+            raise OptionError(
+                "a budget of latency needs a table of the device that the network is to run on, but got none; measure "
+                f"it there with `evoprune latency --model {self.model}{same} --out latency.json`, then search with "
+                "`--latency-table latency.json`"
+            )
+        if self.latency_table is not None and not is_budgeted:
+            raise OptionError(
+                f"a latency table serves a budget of latency, but got {str(self.latency_table)!r} and budgets "
+                f"{', '.join(self.budget)}; add for instance `--budget latency=0.5`, or leave the table out"
+            )
+
+
+class LatencyOptions(NetworkOptions):
+    """Of which network a latency table is measured, and how."""
+
+    batch_size: Annotated[int, Field(ge=1, description="images per call")] = 1
+    threads: Annotated[int | None, Field(ge=1, description="threads of one operator; PyTorch's number by default")] = (
+        None
+    )
+    dtype: Annotated[str, Field(description="float32 or bfloat16")] = "float32"
+    n_checks: Annotated[int, Field(ge=1, description="sliced networks that the table is checked on")] = 20
+    device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:N")] = "auto"
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, value: str) -> str:
+        if value not in DTYPES:
+            raise ValueError(f"it must be one of {', '.join(DTYPES)}")
+        return value
+
 
 class FinetuneOptions(Options):
     """How a small network is trained on after surgery."""
@@ -276,6 +321,7 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
         raise OptionError("; ".join(dict.fromkeys(problems))) from None
     if isinstance(options, SearchOptions):
         _check_mode(options)
+        options.check_latency_table()
     return options
 
 
@@ -316,7 +362,7 @@ def with_absolute_paths(options: SearchOptions) -> SearchOptions:
     """Return ``options`` with every path made absolute, so that a run can be continued from another folder."""
     changes: dict[str, Any] = {
         name: path.expanduser().absolute()
-        for name in ("weights", "data_root")
+        for name in ("weights", "data_root", "latency_table")
         if (path := getattr(options, name)) is not None
     }
     kind, _, path = options.data.partition(":")

@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from evoprune.artefact import ModelRecord, SpaceRecord
-from evoprune.budget import Budgets, check_reachable, parse_budgets
+from evoprune.budget import LATENCY, Budgets, check_reachable, parse_budgets
 from evoprune.interruption import stop_if_asked
+from evoprune.latency_tables import read_table
 from evoprune.observer import Observer
 from evoprune.options import NetworkOptions, SearchOptions
 from evoprune.training import TrainingRecipe, train_dense
 from fitness.data import ImageData, load_data
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError
+from search_spaces.latency import LatencyTable
 from search_spaces.models import build_model, default_input_shape, hash_weights, load_weights
 
 TRAINING_SEED = 0
@@ -64,6 +66,7 @@ class Preparation:
         space_record: How the space was traced.
         device: Where candidates are evaluated.
         budgets: Shares in (0, 1] of the dense costs by metric; empty where no budget was asked for.
+        latency_table: What predicts the latency of a network, where one is budgeted.
         hashes: Content hashes that a resumed run must find again.
     """
 
@@ -73,6 +76,7 @@ class Preparation:
     space_record: SpaceRecord
     device: torch.device
     budgets: Budgets = field(default_factory=dict)
+    latency_table: LatencyTable | None = None
     hashes: dict[str, str] = field(default_factory=dict)
 
 
@@ -83,6 +87,7 @@ def prepare(
     model: nn.Module | None = None,
     data: ImageData | None = None,
     dense_weights: Path | None = None,
+    latency_table: Path | None = None,
     device: torch.device,
 ) -> Preparation:
     """Return everything that a search needs; nothing is written but the cache of trained networks.
@@ -95,6 +100,7 @@ def prepare(
         model: The dense network, where it was given as an object.
         data: The images, where they were given as an object.
         dense_weights: Weights of a network that an earlier part of the same run trained.
+        latency_table: The copy of the run's latency table, instead of the file that the options name.
         device: Where candidates are evaluated, and a dense network is trained.
 
     Raises:
@@ -123,13 +129,21 @@ def prepare(
             "a search needs at least one group whose channels may be removed, but all are frozen; "
             "`evoprune inspect` says why, fewer `--protect` patterns may help"
         )
-    budgets = check_budgets(options, space) if isinstance(options, SearchOptions) else {}
+    table, budgets = None, {}
+    if isinstance(options, SearchOptions):
+        file = latency_table or options.latency_table
+        if file is not None:
+            table = read_table(file)
+            space = space.with_cost(LATENCY, table.cost(space))
+        budgets = check_budgets(options, space)
     source = GIVEN if model is not None else TRAINED if options.weights is None else str(options.weights)
     if source == TRAINED and dense_weights is None:
         network = _train(options, data, device, observer)
     dense = _describe(network, options, data, source, is_object=model is not None)
     hashes = {"weights": dense.record.weights_hash, "data": data.content_hash, "space": space.fingerprint}
-    return Preparation(dense, data, space, space_record, device, budgets, hashes)
+    if table is not None:
+        hashes["latency_table"] = table.digest
+    return Preparation(dense, data, space, space_record, device, budgets, table, hashes)
 
 
 def trace_network(
@@ -140,9 +154,21 @@ def trace_network(
     Raises:
         EvoPruneError: As :func:`prepare`.
     """
+    _, space, shape = build_and_trace(options, model, n_classes)
+    return space, shape
+
+
+def build_and_trace(
+    options: NetworkOptions, model: nn.Module | None, n_classes: int
+) -> tuple[nn.Module, SearchSpace, tuple[int, int, int]]:
+    """Return a network that is looked at without images, in eval mode on the CPU, its space and its input shape.
+
+    Raises:
+        EvoPruneError: As :func:`prepare`.
+    """
     shape = options.input_shape or ((3, 32, 32) if model is not None else default_input_shape(options.model))
-    network = _build(options, model, n_classes, shape, None)
-    return _space_record(options).trace(network, shape), shape
+    network = _build(options, model, n_classes, shape, None).eval()
+    return network, _space_record(options).trace(network, shape), shape
 
 
 def check_budgets(options: SearchOptions, space: SearchSpace) -> dict[str, float]:

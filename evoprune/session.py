@@ -38,6 +38,7 @@ from search_spaces.errors import OptionError, RunDirectoryError
 from search_spaces.genome import BoolArray
 
 _DENSE_FILE = "dense.safetensors"
+_LATENCY_FILE = "latency.json"
 
 
 def run_session(
@@ -214,13 +215,14 @@ def prepare_again(
                 f"the run {run.path} was started with {what} given as a Python object, which its name alone cannot "
                 f"rebuild; continue it from Python and pass `{name}=...`"
             )
-    dense_weights = run.path / _DENSE_FILE
+    dense_weights, latency_table = run.path / _DENSE_FILE, run.path / _LATENCY_FILE
     preparation = prepare(
         options,
         observer,
         model=model,
         data=data,
         dense_weights=dense_weights if dense_weights.is_file() else None,
+        latency_table=latency_table if latency_table.is_file() else None,
         device=resolve_device(options.device),
     )
     run.check_hashes(preparation.hashes)
@@ -240,6 +242,18 @@ def read_options(run: RunDirectory) -> SearchOptions:
             f"the options in {run.config_path} must be those of this evoprune, but {error}; restore the file, "
             "or use the evoprune that wrote it"
         ) from error
+
+
+def save_inputs(run: RunDirectory, preparation: Preparation) -> None:
+    """Keep what the run needs and files elsewhere, or a cache, would have to keep for it.
+
+    Raises:
+        RunDirectoryError: The run directory cannot be written.
+    """
+    if preparation.dense.is_trained_here:
+        save_dense(run, preparation.dense)
+    if preparation.latency_table is not None:
+        write_json(run.path / _LATENCY_FILE, preparation.latency_table.to_json())
 
 
 def save_dense(run: RunDirectory, dense: DenseNetwork) -> None:

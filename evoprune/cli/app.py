@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from evoprune.cli import list_command, network_commands, report_command, search_commands, watch_command
+from evoprune.cli import (
+    latency_command,
+    list_command,
+    network_commands,
+    report_command,
+    search_commands,
+    watch_command,
+)
 
 app = typer.Typer(
     name="evoprune",
@@ -24,6 +31,7 @@ for command in (
     watch_command.watch,
     report_command.report,
     network_commands.inspect,
+    latency_command.latency,
     network_commands.evaluate,
     network_commands.finetune,
     network_commands.pick,

@@ -26,6 +26,9 @@ Budget = Annotated[
     ),
 ]
 Metric = Annotated[str | None, typer.Option(help=f"What a bare budget counts: {', '.join(METRICS)}.")]
+LatencyTable = Annotated[
+    Path | None, typer.Option("--latency-table", help="A file of `evoprune latency`, for a budget of latency.")
+]
 Mode = Annotated[str, typer.Option(help="How the space is searched: a name of `evoprune list modes`.")]
 Stages = Annotated[
     str | None, typer.Option(help="Mode staged: resolution (default), blocks, or PATTERN,PATTERN,... of group names.")
@@ -90,6 +93,7 @@ def search(
     workers: Workers = DEFAULTS["workers"],
     address: Address = None,
     metric: Metric = DEFAULTS["metric"],
+    latency_table: LatencyTable = None,
     mode: Mode = DEFAULTS["mode"],
     stages: Stages = None,
     cost_weight: CostWeight = None,
@@ -144,6 +148,7 @@ def search(
             workers=workers,
             address=address,
             metric=metric,
+            latency_table=latency_table,
             mode=mode,
             stages=stages,
             cost_weight=cost_weight,

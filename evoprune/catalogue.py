@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evoprune.fitness_plan import FITNESSES
-from evoprune.knowledge import CRITERION_SUMMARIES
 from evoprune.loggers import LOGGERS
 from evoprune.modes import MODES
+from fitness.criteria import CRITERIA
 from fitness.data import DATA
 from fitness.ladder import RUNGS
 from fitness.options import COMPENSATIONS, FITNESS_IMAGES, OBJECTIVES
@@ -26,7 +26,7 @@ def catalogue() -> dict[str, Mapping[str, str]]:
     sections: dict[str, Mapping[str, str]] = {
         "models": models,
         "data": DATA,
-        "criteria": CRITERION_SUMMARIES,
+        "criteria": {name: criterion.summary for name, criterion in CRITERIA.items()},
         "fitness": FITNESSES,
         "rungs": RUNGS,
         "objectives": OBJECTIVES,

@@ -1,6 +1,6 @@
 """What criteria know before a search begins: first genomes and mutation priors, by name.
 
-The default mixtures are what ``python -m benchmarks.priors`` recommends (``docs/priors.md``).
+``python -m benchmarks.priors`` measures what each of them, and the default mixtures, make of a search.
 """
 
 from __future__ import annotations
@@ -15,23 +15,20 @@ from torch import nn
 from evoprune.search import InitialShares, Prior
 from fitness.criteria import CRITERIA, ChannelKnowledge, CriterionInput, cached_knowledge, draw_seeds
 from fitness.recipe import EvaluatorRecipe
-from fitness.seeding import two_step_scores
 from search_spaces.errors import EvoPruneError, OptionError, UnknownNameError
 from search_spaces.genome import BoolArray, FloatArray
 
 MIXTURE, NONE, TWO_STEP = "mixture", "none", "two-step"
-#: Seeds of the default mixture, in the order in which they are dealt: of eight, five come from two-step elimination.
-SEED_MIXTURE = (TWO_STEP,) * 5 + ("l2", "bn-gamma", "fpgm")
-PRIOR_MIXTURE = (TWO_STEP, "l2", "fpgm")
-#: Where weights are not compensated, what an update of the other weights would leave says little.
-UNCOMPENSATED_SEED_MIXTURE = ("l1", "l2", "bn-gamma", "fpgm")
-UNCOMPENSATED_PRIOR_MIXTURE = ("l1", "bn-gamma", "fpgm")
+#: Seeds of the default mixture, in the order in which they are dealt: of eight, five come from two-step elimination,
+#: whose genomes are the best of all criteria once weights are updated; Group Fisher's come second.
+SEED_MIXTURE = (TWO_STEP,) * 5 + ("group-fisher",) * 2 + ("l1",)
+#: A layer's view, the loss's view, and pairs of channels that look alike: what each says, the others do not.
+PRIOR_MIXTURE = (TWO_STEP, "group-fisher", "qsfm-ssim")
+#: Where weights are not updated, what their update would leave says little.
+UNCOMPENSATED_SEED_MIXTURE = ("group-fisher", "l1", "fpgm")
+UNCOMPENSATED_PRIOR_MIXTURE = ("group-fisher", "l1", "qsfm-ssim")
 
-CRITERION_SUMMARIES: Mapping[str, str] = {
-    **{name: criterion.summary for name, criterion in CRITERIA.items()},
-    TWO_STEP: "error that removal adds once the other weights are updated (greedy backward elimination)",
-}
-#: Images that criteria look at; more change the order of channels little and cost seconds each.
+#: Images that criteria look at, evenly spread over the calibration images; two-step elimination takes all of these.
 _N_IMAGES = 128
 
 
@@ -130,8 +127,8 @@ def parse_criteria(text: str) -> tuple[str, ...] | None:
     """
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        if name not in (*CRITERION_SUMMARIES, MIXTURE, NONE):
-            raise UnknownNameError("criterion", name, (*CRITERION_SUMMARIES, MIXTURE, NONE))
+        if name not in (*CRITERIA, MIXTURE, NONE):
+            raise UnknownNameError("criterion", name, (*CRITERIA, MIXTURE, NONE))
     if len(set(names)) < len(names) or (len(names) > 1 and {MIXTURE, NONE} & set(names)):
         raise OptionError(
             f"criteria are different names separated by commas, or one of {MIXTURE} and {NONE}, but got {text!r}"
@@ -218,21 +215,19 @@ class KnowledgeSource:
         self._recipe = recipe
         self._model = model
         self._seed = seed
-        self._data: CriterionInput | None = None
+        self._data: dict[int, CriterionInput] = {}
 
     def knowledge(self, name: str) -> ChannelKnowledge | EvoPruneError:
         """Return what the criterion knows, or why it knows nothing."""
         try:
-            if name == TWO_STEP:
-                sizes = tuple(group.size for group in self._recipe.space.groups)
-                return ChannelKnowledge(sizes, scores=two_step_scores(self._recipe), is_global=True)
-            if self._data is None:
-                self._data = self._criterion_input()
-            return cached_knowledge(CRITERIA[name], self._data)
+            return cached_knowledge(CRITERIA[name], self._criterion_input(name))
         except EvoPruneError as error:
             return error
 
-    def _criterion_input(self) -> CriterionInput:
+    def _criterion_input(self, name: str) -> CriterionInput:
         inputs = self._recipe.calibration_inputs()
-        spread = np.linspace(0, len(inputs) - 1, min(len(inputs), _N_IMAGES)).round().astype(np.int64)
-        return CriterionInput(self._recipe.program(), inputs[spread], model=self._model, seed=self._seed)
+        n = len(inputs) if name == TWO_STEP else min(len(inputs), _N_IMAGES)
+        if n not in self._data:
+            spread = np.linspace(0, len(inputs) - 1, n).round().astype(np.int64)
+            self._data[n] = CriterionInput(self._recipe.program(), inputs[spread], model=self._model, seed=self._seed)
+        return self._data[n]

@@ -176,7 +176,8 @@ def knowledge_of(options: SearchOptions, preparation: Preparation) -> Knowledge:
 
 
 def _choice(options: SearchOptions, preparation: Preparation) -> Choice:
-    return options.criteria(is_compensated=fitness_options(options, preparation).compensation == "sequential")
+    compensation = fitness_options(options, preparation).compensation
+    return options.criteria(is_compensated=compensation in ("sequential", "merge"))
 
 
 def make_executor(options: SearchOptions, preparation: Preparation) -> Executor:

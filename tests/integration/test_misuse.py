@@ -73,7 +73,7 @@ def test_absolute_budget_above_the_dense_cost(inputs: Path, tmp_path: Path) -> N
         ("--model", "vgg61", "did you mean 'vgg16'?"),
         ("--data", "digit", "did you mean 'digits'?"),
         ("--seed-with", "two-stp", "did you mean 'two-step'?"),
-        ("--prior", "l1,taylr", "did you mean 'taylor'?"),
+        ("--prior", "taylr", "did you mean 'taylor'?"),
         ("--mode", "globl", "did you mean 'global'?"),
         ("--objective", "cross-entropy", "did you mean 'cross_entropy'?"),
         ("--compensation", "sequentially", "did you mean 'sequential'?"),

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from evoprune.baseline import l1_scores, uniform_l1_genome
+from fitness.criteria import CRITERIA, CriterionInput
 from search_spaces import SearchSpace
 from search_spaces.models import build_model
+from tests.fitness.networks import program_of
 
 
 @pytest.mark.parametrize("metric", ["macs", "params"])
@@ -53,3 +55,10 @@ def test_coupled_layers_add_up() -> None:
             weight = model.get_parameter(f"{layer.format(i)}.weight").detach().double()
             expected = expected + weight.abs().sum((1, 2, 3))[first : first + stream.size]
     assert np.allclose(l1_scores(model, space)[stream.start : stream.stop], expected.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["coupled, several readers", "grouped", "transposed", "depthwise"])
+def test_the_baseline_is_the_criterion_of_that_name(name: str) -> None:
+    model, program, images = program_of(name)
+    scores = CRITERIA["l1"].compute(CriterionInput(program, images)).scores
+    assert l1_scores(model, program.space) == pytest.approx(scores, rel=1e-6)

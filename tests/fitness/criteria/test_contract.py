@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +33,6 @@ ARBITRARY = {"random": "its numbers belong to places"}
 #: Rules under which a dead channel may outlive others, with the reason.
 BLIND_TO_DEAD = {
     "random": "looks at nothing",
-    "exp-bn": "a channel alone in its class is worth 1, whatever its scale: the classes come first",
     "fpgm": "a filter of zeros is nearest to the others only where their mean is near zero",
 }
 #: Rules of similarity or classes that may tell a channel from its duplicate, with the reason.
@@ -62,6 +62,15 @@ def assert_equal(one: ChannelKnowledge, other: ChannelKnowledge) -> None:
 
 def same_class(classes: np.ndarray) -> np.ndarray:
     return classes[:, None] == classes[None, :]
+
+
+def drops_dead_first(criterion: str, name: str, group_index: int) -> bool:
+    data = data_of(name)
+    group = data.space.groups[group_index]
+    scores = CRITERIA[criterion].compute(killed(data, group.start + 1)).scores
+    assert scores is not None
+    others = np.delete(scores[group.start : group.stop], 1)
+    return bool(scores[group.start + 1] <= others.min() + 1e-9 * np.abs(others).max())
 
 
 @pytest.mark.parametrize("name", EVERY_WIRING)
@@ -142,31 +151,30 @@ def test_labels_may_be_absent(criterion: str) -> None:
     assert knowledge.roles == CRITERIA[criterion].roles
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-def test_residual_blocks_come_last_to_go(criterion: str) -> None:
+@cache
+def data_with_block() -> CriterionInput:
     model = PATTERNS["residual"].build()
     randomise(model, seed=3)
     space = SearchSpace.trace(model.eval(), torch.zeros(1, 3, 8, 8), block_genes=True)
     assert len(space.blocks) == 1
-    data = CriterionInput(Program(space, named_tensors(model)), images(8), torch.arange(8) % 3)
+    return CriterionInput(Program(space, named_tensors(model)), images(8), torch.arange(8) % 3)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_residual_blocks_come_last_to_go(criterion: str) -> None:
+    data = data_with_block()
     knowledge = CRITERIA[criterion].compute(data)
     if knowledge.scores is not None and criterion != "random":
         assert knowledge.scores[-1] == knowledge.scores.max()
     if knowledge.family is not None:
         assert knowledge.family.masks[:, -1].all()
-    assert draw_seeds(knowledge, space, rng=np.random.default_rng(0), n=4, budgets={"macs": 0.7})[:, -1].all()
+    assert draw_seeds(knowledge, data.space, rng=np.random.default_rng(0), n=4, budgets={"macs": 0.7})[:, -1].all()
 
 
 @pytest.mark.parametrize("name", WIRINGS)
 @pytest.mark.parametrize("criterion", [name for name in SCORING if name not in BLIND_TO_DEAD])
 def test_dead_channel_goes_first(criterion: str, name: str) -> None:
-    data = data_of(name)
-    for group in data.space.groups[:2]:
-        dead = group.start + 1
-        scores = CRITERIA[criterion].compute(killed(data, dead)).scores
-        assert scores is not None
-        others = np.delete(scores[group.start : group.stop], 1)
-        assert scores[dead] <= others.min() + 1e-9 * np.abs(others).max()
+    assert all(drops_dead_first(criterion, name, index) for index in range(2))
 
 
 @pytest.mark.parametrize("name", WIRINGS)
@@ -183,6 +191,17 @@ def test_duplicate_is_found(criterion: str, name: str) -> None:
             assert knowledge.classes[group.start] == knowledge.classes[group.stop - 1]
 
 
+@pytest.mark.parametrize("criterion", BLIND_TO_DEAD)
+def test_exception_for_dead_channels_is_needed(criterion: str) -> None:
+    assert not all(drops_dead_first(criterion, name, index) for name in WIRINGS for index in range(2))
+
+
 def test_tables_of_exceptions_name_criteria() -> None:
     assert {*ARBITRARY, *BLIND_TO_DEAD} <= set(CRITERIA)
     assert set(BLIND_TO_DUPLICATES) <= set(COMPARING)
+
+
+def test_documentation_lists_every_criterion_with_what_it_offers() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "criteria.md").read_text()
+    rows = [line.split(" | ")[:2] for line in page.splitlines() if line.startswith("| `")]
+    assert rows == [[f"| `{name}`", ", ".join(sorted(entry.roles))] for name, entry in CRITERIA.items()]

@@ -126,7 +126,9 @@ def run_one(bench: Bench, task: Task, setting: Setting, results: Results) -> Non
     except EvoPruneError as error:
         print(f"{what}: {error}", flush=True)
         course = Course([])
-    check = {} if course.best is None else bench.check(course.best)
+    at = {"seconds": setting.seconds} if task.protocol == "seconds" else {"evaluations": setting.evaluations}
+    winner = course.winner() if task.method in SINGLE else course.winner(**at)
+    check = {} if winner is None else bench.check(winner)
     results.add(task, course, check)
     best = f"{course.steps[-1][2]:.5g}" if course.steps else "none within the budget"
     print(f"{what}: best {best}, {course.n_evaluations} evaluations in {course.seconds:.1f} s", flush=True)
@@ -138,13 +140,19 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def one_core() -> Iterator[None]:
-    """Keep this process on one core with one thread, where the system can; given back afterwards."""
+def one_core(core: int | None) -> Iterator[None]:
+    """Keep this process on one core with one thread, where the system can; given back afterwards.
+
+    Raises:
+        OptionError: This process may not use ``core``.
+    """
     n_threads = torch.get_num_threads()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if core is not None and core not in (cores or ()):
+        raise OptionError(f"`--core` must be one of {sorted(cores or ())}, but got {core}; leave it out for the last")
     torch.set_num_threads(1)
     if cores is not None:
-        os.sched_setaffinity(0, {max(cores)})
+        os.sched_setaffinity(0, {max(cores) if core is None else core})
     try:
         yield
     finally:
@@ -174,6 +182,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--population", type=int, default=8, help="individuals per generation")
     parser.add_argument("--images", type=int, default=64, help="fitness images")
     parser.add_argument("--calibration-images", type=int, default=32)
+    parser.add_argument("--compensation", default="sequential", help="sequential, or recalibrate, which is coarser")
+    parser.add_argument("--core", type=int, help="number of the core to use; the last one by default")
     parser.add_argument("--check-images", type=int, default=512, help="images on which winners are judged again")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results/modes.jsonl"))
     parser.add_argument("--docs", type=Path, help="also write this Markdown file, and its plots beside it")
@@ -190,12 +200,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise OptionError(f"methods are {GREEDY}, {DEAP_EA} and the modes {', '.join(MODES)}, but got {unknown}")
     setting = Setting(
         options.evaluations, options.seconds, options.population, options.images, options.calibration_images,
-        options.check_images,
+        options.check_images, options.compensation,
     )  # fmt: skip
     budgets, seeds = [float(b) for b in options.budgets.split(",")], [int(s) for s in options.seeds.split(",")]
     if options.smoke:
         setting, budgets, seeds = Setting(12, 0.2, 4, 16, 16, 16), [0.5], [0]
-    with tempfile.TemporaryDirectory() as folder, one_core(), warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, one_core(options.core), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns about its own parts
         weights = dict(item.split("=", 1) for item in options.weights)
         networks: Mapping[str, Mapping[str, Any]] = {

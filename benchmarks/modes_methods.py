@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Setting:
         images: Fitness images.
         calibration_images: Images that a candidate is compensated on.
         check_images: Images, of another seed, on which winners are judged again.
+        compensation: What a candidate gets before it is judged.
     """
 
     evaluations: int
@@ -57,6 +59,7 @@ class Setting:
     images: int
     calibration_images: int
     check_images: int
+    compensation: str = "sequential"
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,13 @@ class Task:
 class Course:
     """What a method has found: ``steps`` hold evaluations, seconds and the least objective, at each improvement.
 
-    ``n_evaluations`` and ``seconds`` are those of the whole search.
+    ``winners`` are the genomes of the steps; ``n_evaluations`` and ``seconds`` are those of the whole search.
     """
 
     steps: list[tuple[int, float, float]]
     n_evaluations: int = 0
     seconds: float = 0.0
-    best: BoolArray | None = None
+    winners: list[BoolArray] = field(default_factory=list)
 
     def add(self, genome: BoolArray, objective: float, seconds: float, *, is_feasible: bool) -> None:
         """Count one evaluation."""
@@ -88,7 +91,15 @@ class Course:
         self.seconds = seconds
         if is_feasible and np.isfinite(objective) and (not self.steps or objective < self.steps[-1][2]):
             self.steps.append((self.n_evaluations, seconds, float(objective)))
-            self.best = genome
+            self.winners.append(genome)
+
+    def winner(self, *, evaluations: float = math.inf, seconds: float = math.inf) -> BoolArray | None:
+        """Return the best genome after so many evaluations and seconds; None where there is none yet."""
+        found = None
+        for (n, elapsed_s, _), genome in zip(self.steps, self.winners, strict=True):
+            if n <= evaluations and elapsed_s <= seconds:
+                found = genome
+        return found
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,7 @@ class Bench:
                 "n_generations": n_generations,
                 "n_fitness_images": n_images or self.setting.images,
                 "n_calibration_images": self.setting.calibration_images,
+                "compensation": self.setting.compensation,
             },
         )
 

@@ -173,8 +173,10 @@ def _introduction(rows: Sequence[Row], setting: Mapping[str, Any]) -> str:
         "Figures are the least objective (`kl`) among the candidates within the budget, as a ratio to the greedy "
         "rule's on the same images: below 1 is better than the greedy rule. Median over the seeds, with the range. "
         f"The judge is coarse on purpose, so that hundreds of searches can be afforded: {setting['images']} fitness "
-        f"images (plain and noisy), {setting['calibration_images']} calibration images, populations of "
-        f"{setting['population']}. *Winner on other images*: the same of the winner, judged again on "
+        f"images (plain and noisy), {setting['calibration_images']} calibration images ({setting['compensation']}), "
+        f"populations of {setting['population']}. A dash: no candidate within the budget by then; modes that measure "
+        "the parts of a network first have none before that. *Winner on other images*: the same of the winner by "
+        "evaluations, judged again on "
         f"{setting['check_images']} images of another seed."
     )
     conditions = f"Conditions: {told}; CPU, one core, one thread."

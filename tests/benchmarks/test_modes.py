@@ -14,7 +14,15 @@ from benchmarks.modes_methods import DEAP_EA, GREEDY, Course, Setting, Task
 from benchmarks.modes_page import value_at, write_page
 from search_spaces.errors import OptionError
 
-SETTING = {"evaluations": 20, "seconds": 4.0, "population": 4, "images": 8, "calibration_images": 8, "check_images": 8}
+SETTING = {
+    "evaluations": 20,
+    "seconds": 4.0,
+    "population": 4,
+    "images": 8,
+    "calibration_images": 8,
+    "check_images": 8,
+    "compensation": "none",
+}
 
 
 def _row(method: str, *steps: tuple[int, float, float], seed: int = 0, protocol: str = "both", **more: Any) -> Any:
@@ -69,10 +77,17 @@ def test_medians_over_seeds_are_ratios_within_each_seed(rows: list[Any]) -> None
 
 def test_only_genomes_within_the_budget_improve_a_course() -> None:
     course = Course([])
-    for objective, is_feasible in ((5.0, True), (1.0, False), (float("inf"), True), (6.0, True), (4.0, True)):
-        course.add(None, objective, 0.5 * course.n_evaluations, is_feasible=is_feasible)  # type: ignore[arg-type]
+    judged = ((5.0, True), (1.0, False), (float("inf"), True), (6.0, True), (4.0, True))
+    for genome, (objective, is_feasible) in zip("abcde", judged, strict=True):
+        course.add(genome, objective, 0.5 * course.n_evaluations, is_feasible=is_feasible)  # type: ignore[arg-type]
     assert course.steps == [(1, 0.0, 5.0), (5, 2.0, 4.0)]
     assert course.n_evaluations == 5
+    assert (course.winner(), course.winner(evaluations=4), course.winner(seconds=-1.0)) == ("e", "a", None)
+
+
+def test_a_core_that_is_not_there_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"`--core` must be one of \[.*\], but got 4096"):
+        main(["--smoke", "--core", "4096"])
 
 
 def test_planned_seconds_become_generations_at_the_measured_rate() -> None:

@@ -191,12 +191,28 @@ class Prefix:
 
 def run_prefix(program: Program, tensors: SlicedTensors, inputs: Tensor, step: int) -> dict[str, Any]:
     """Return the activations of ``inputs`` that are alive before ``step``; parameters are left out."""
-    running = tensors.cast(inputs.dtype)
     with torch.inference_mode():
-        values = program.run(running, [inputs], stop=step)
-    static = set(running.others) | set(program.space.graph.constants)
+        values = program.run(tensors.cast(inputs.dtype), [inputs], stop=step)
+    return alive_at(program, values, step)
+
+
+def alive_at(program: Program, values: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Return those ``values`` that steps from ``step`` on read; parameters are left out."""
+    static = {*program.space.graph.tensors, *program.space.graph.constants}
     read_later = {name for later in program.steps[step:] for name in later.operation.refs()}
     return {name: value for name, value in values.items() if name in read_later and name not in static}
+
+
+def solved_before(program: Program, tensors: SlicedTensors, step: int) -> SlicedTensors:
+    """Return the tensors of the layers before ``step`` alone."""
+    names = {s.layer.name for s in program.steps[:step] if s.layer is not None}
+    return SlicedTensors(
+        {name: weight for name, weight in tensors.weights.items() if name in names},
+        {name: bias for name, bias in tensors.biases.items() if name in names},
+        {},
+        tensors.kept,
+        tuple(name for name in tensors.uncompensated if name in names),
+    )
 
 
 @dataclass(frozen=True)
@@ -287,6 +303,20 @@ class SequentialCompensation:
             genome: ``(n_genes,)``.
             prefix: What :meth:`prefix` returned for a genome that agrees with this one on all genes before its step.
         """
+        return self.paused(genome, prefix, None)[0]
+
+    def paused(
+        self, genome: BoolArray, prefix: Prefix | None, pause_at: int | None
+    ) -> tuple[SlicedTensors, Prefix | None]:
+        """Return what calling returns, and what genomes share that agree with this one before step ``pause_at``.
+
+        Nothing is computed twice for that; without ``pause_at`` the second is None.
+
+        Args:
+            genome: ``(n_genes,)``.
+            prefix: As for calling.
+            pause_at: A step behind that of ``prefix``.
+        """
         tensors = self.program.slice(genome)
         if prefix is not None:
             tensors.weights.update(prefix.solved.weights)
@@ -319,12 +349,17 @@ class SequentialCompensation:
             running.weights[layer.name] = solved.to(self.inputs.dtype)
             running.biases[layer.name] = bias.to(self.inputs.dtype)
 
+        inputs, env, start = ([self.inputs], None, 0) if prefix is None else ([], prefix.values, prefix.step)
         with torch.inference_mode():
-            if prefix is None:
-                self.program.run(running, [self.inputs], on_layer=solve)
-            else:
-                self.program.run(running, [], on_layer=solve, env=prefix.values, start=prefix.step)
-        return tensors
+            if pause_at is None:
+                self.program.run(running, inputs, on_layer=solve, env=env, start=start)
+                return tensors, None
+            values = self.program.run(running, inputs, on_layer=solve, env=env, start=start, stop=pause_at)
+            env = alive_at(self.program, values, pause_at)
+            del values
+            solved = solved_before(self.program, tensors, pause_at)
+            self.program.run(running, [], on_layer=solve, env=env, start=pause_at)
+        return tensors, Prefix(pause_at, env, solved)
 
     def prefix(self, genome: BoolArray, open_genes: IntArray) -> Prefix:
         """Return what all genomes share that differ from ``genome`` in ``open_genes`` only.
@@ -333,14 +368,7 @@ class SequentialCompensation:
         """
         step = self.program.first_step_of(open_genes)
         tensors = self(genome)
-        names = [s.layer.name for s in self.program.steps[:step] if s.layer is not None]
-        solved = SlicedTensors(
-            {name: tensors.weights[name] for name in names},
-            {name: tensors.biases[name] for name in names},
-            {},
-            genome,
-            tuple(name for name in tensors.uncompensated if name in names),
-        )
+        solved = solved_before(self.program, tensors, step)
         return Prefix(step, run_prefix(self.program, tensors, self.inputs, step), solved)
 
     @property

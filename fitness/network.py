@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fitness.compensation import Prefix, SequentialCompensation, run_prefix
+from fitness.compensation import Prefix, SequentialCompensation, alive_at, run_prefix, solved_before
 from fitness.evaluation import Evaluation
 from fitness.memory import is_out_of_memory, with_smaller_batches
 from fitness.merging import MergeCompensation
 from fitness.options import FitnessOptions
+from fitness.prefix import Pause, PauseStack
 from fitness.program import Program, SlicedTensors
 from fitness.recalibration import Recalibration
 from search_spaces.errors import GenomeShapeError, UnknownNameError
@@ -117,7 +119,11 @@ def _geometric_mean(values: Sequence[float]) -> float:
 
 
 class NetworkEvaluator:
-    """Judges genomes by what the compensated small network predicts."""
+    """Judges genomes by what the compensated small network predicts.
+
+    What a genome shares with the one that the same thread judged before it is not computed again; evaluations do not
+    depend on that, bit for bit.
+    """
 
     def __init__(
         self,
@@ -154,6 +160,7 @@ class NetworkEvaluator:
             self.compensate = MergeCompensation(program, calibration_inputs)
         elif options.compensation == "recalibrate":
             self.compensate = Recalibration(program, calibration_inputs)
+        self._paths: threading.local | None = threading.local() if options.max_prefix_bytes else None
 
     @property
     def rungs(self) -> Sequence[str]:
@@ -180,15 +187,60 @@ class NetworkEvaluator:
 
             def logits(genome: BoolArray = genome) -> Tensor:
                 nonlocal n_uncompensated
-                tensors = self._tensors(genome)
+                tensors, prediction = self._run(genome)
                 n_uncompensated = len(tensors.uncompensated)
-                return self._predict(tensors)
+                return prediction
 
             metrics, objective, failure = judge(logits, self.images, self.options.objective, self.options.temperature)
             if not failure:
                 metrics["n_uncompensated"] = float(n_uncompensated)
             n_images, seconds = len(self.images.inputs), time.perf_counter() - started
             yield Evaluation(genome_digest(genome), self.rung, n_images, objective, metrics, seconds, failure)
+
+    def _run(self, genome: BoolArray) -> tuple[SlicedTensors, Tensor]:
+        """Return the tensors and the logits of the network that ``genome`` describes."""
+        if self._paths is not None:
+            stack: PauseStack = self._paths.__dict__.setdefault(
+                "stack", PauseStack(self.program, self.options.max_prefix_bytes)
+            )
+            try:
+                return self._run_on_path(genome, stack)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            del stack, self._paths.stack  # frees what it holds
+        tensors = self._tensors(genome)
+        return tensors, self._predict(tensors)
+
+    def _run_on_path(self, genome: BoolArray, stack: PauseStack) -> tuple[SlicedTensors, Tensor]:
+        begun, pause_at = stack.begin(genome)
+        tensors, compensated = self._compensated(genome, begun, pause_at)
+        running, output = tensors.cast(self.images.inputs.dtype), self.program.outputs[0]
+        logits, starts = [], []
+        with torch.inference_mode():
+            for index, part in enumerate(self.images.inputs.split(self.options.batch_size)):
+                inputs, env, start = ([part], None, 0) if begun is None else ([], begun.starts[index], begun.step)
+                if pause_at is not None:
+                    values = self.program.run(running, inputs, env=env, start=start, stop=pause_at)
+                    inputs, env, start = [], alive_at(self.program, values, pause_at), pause_at
+                    starts.append(env)
+                logits.append(self.program.run(running, inputs, env=env, start=start)[output].float())
+        if pause_at is not None:
+            stack.keep(Pause(pause_at, compensated, tuple(starts)))
+        return tensors, torch.cat(logits)
+
+    def _compensated(
+        self, genome: BoolArray, begun: Pause | None, pause_at: int | None
+    ) -> tuple[SlicedTensors, Prefix | None]:
+        prefix = None if begun is None else begun.compensated
+        if self.compensate is None:
+            return self.program.slice(genome), None
+        if isinstance(self.compensate, SequentialCompensation):
+            return self.compensate.paused(genome, prefix, pause_at)
+        tensors = self.compensate(genome, prefix)
+        if pause_at is None:
+            return tensors, None
+        return tensors, Prefix(pause_at, {}, solved_before(self.program, tensors, pause_at))
 
     def _tensors(self, genome: BoolArray) -> SlicedTensors:
         return self.compensate(genome) if self.compensate is not None else self.program.slice(genome)
@@ -216,6 +268,7 @@ class StageEvaluator(NetworkEvaluator):
         """
         self.program, self.options, self.images, self.rung = whole.program, whole.options, whole.images, whole.rung
         self.compensate = whole.compensate
+        self._paths = None
         self.reference = genome.copy()
         self.is_open = np.zeros(len(genome), np.bool_)
         self.is_open[open_genes] = True

@@ -45,6 +45,8 @@ class FitnessOptions:
         final_multiplications: Bound on the multiplications of one layer's solve for it.
         final_rectified_passes: Further solves for rectified outputs for it.
         batch_size: Images per forward pass.
+        max_prefix_bytes: Bound on the activations that each thread keeps of what candidates share; 0 keeps none. No
+            result depends on it.
     """
 
     objective: Literal["kl", "cross_entropy", "error"] = "kl"
@@ -62,6 +64,7 @@ class FitnessOptions:
     final_multiplications: float = 1e11
     final_rectified_passes: int = 1
     batch_size: int = 256
+    max_prefix_bytes: int = 1 << 29
 
     def __post_init__(self) -> None:
         """Check names and counts.
@@ -77,6 +80,10 @@ class FitnessOptions:
         ):
             if name not in valid:
                 raise UnknownNameError(kind, name, valid)
+        if self.max_prefix_bytes < 0:
+            raise OptionError(
+                f"`max_prefix_bytes >= 0` must hold, but got {self.max_prefix_bytes}; 0 keeps nothing of what is shared"
+            )
         if not 0 < self.temperature < float("inf"):
             raise OptionError(f"`0 < temperature < inf` must hold, but got {self.temperature}; the default is 16")
         for rule in (

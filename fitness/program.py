@@ -420,27 +420,32 @@ class Program:
 
         Every value before that step is the same for all genomes that agree on the other genes.
         """
-        removable = self.space.n_genes - len(self.space.blocks)
-        changed = {
-            name
-            for gene in genes[genes >= removable]
-            for name in (
-                *self._removal[self.space.blocks[gene - removable].name][0],
-                *self._removal[self.space.blocks[gene - removable].name][1],
-            )
-        }
-        slots = self.space.slot_genes
+        return int(self.first_steps[genes].min(initial=len(self.steps)))
+
+    @cached_property
+    def first_steps(self) -> IntArray:
+        """``(n_genes,)`` index of the first step whose tensors depend on each gene, or the number of steps."""
+        first = np.full(self.space.n_genes, len(self.steps), np.int64)
+        n_channel_genes = self.space.n_genes - len(self.space.blocks)
+        slots: dict[str, list[IntArray]] = {}
+        for (name, _), genes in self.space.slot_genes.items():
+            slots.setdefault(name, []).append(genes)
         graph_tensors = self.space.graph.tensors
-        for index, step in enumerate(self.steps):
+        for index in reversed(range(len(self.steps))):
+            step = self.steps[index]
             names = {graph_tensors[name] for name in step.operation.refs() if name in graph_tensors}
             if step.layer is not None and step.layer.record.weight is not None:
                 names.add(step.layer.record.weight)
-            touched = [g for (name, _), g in slots.items() if name in names]
+            touched = [genes for name in names for genes in slots.get(name, [])]
             if step.operation.module in self.space.pad_genes:
                 touched.append(self.space.pad_genes[step.operation.module])
-            if step.operation.name in changed or any(np.isin(found, genes).any() for found in touched):
-                return index
-        return len(self.steps)
+            for genes in touched:
+                first[genes[genes != KEPT]] = index
+            for place, block in enumerate(self.space.blocks):
+                replaced, unneeded = self._removal[block.name]
+                if step.operation.name in replaced or step.operation.name in unneeded:
+                    first[n_channel_genes + place] = index
+        return first
 
     def readers(self) -> dict[str, list[Operation]]:
         """Return, per value, the operations that read it."""

@@ -23,6 +23,8 @@ from search_spaces.latency_measurement import DTYPES
 FITNESS = FitnessOptions()
 FINETUNING = FinetuningRecipe()
 _N_SEED_BITS = 32
+#: Modes in which all genes evolve together.
+WHOLE_GENOME_MODES = ("global", "pareto")
 
 
 class Options(BaseModel):
@@ -140,6 +142,14 @@ class SearchOptions(NetworkOptions):
     n_calibration_images: Annotated[int, Field(ge=2, description="training images that a candidate is adapted on")] = (
         FITNESS.n_calibration_images
     )
+    width_phase: Annotated[
+        int,
+        Field(ge=0, description="generations that evolve widths alone; from a share in (0, 1) of all generations too"),
+    ] = 0
+    restart: Annotated[bool, Field(description="whether a fresh population replaces one without diversity")] = False
+    local_search: Annotated[bool, Field(description="whether one mutation lowers the two-step error by exchanges")] = (
+        False
+    )
     max_evaluations: Annotated[
         int | None, Field(ge=1, description="evaluations, at any rung, after whose generation the search ends")
     ] = None
@@ -160,6 +170,24 @@ class SearchOptions(NetworkOptions):
     loggers: Annotated[
         tuple[str, ...], Field(strict=False, description="names of `evoprune list loggers`, besides log.jsonl")
     ] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_of_generations(cls, values: Any) -> Any:
+        share = values.get("width_phase") if isinstance(values, dict) else None
+        if not isinstance(share, float) or not 0 < share < 1:
+            return values
+        n_generations = values.get("n_generations", cls.model_fields["n_generations"].default)
+        return {**values, "width_phase": round(share * n_generations)} if isinstance(n_generations, int) else values
+
+    @model_validator(mode="after")
+    def _of_whole_genomes(self) -> SearchOptions:
+        given = [name for name in ("width_phase", "restart", "local_search") if getattr(self, name)]
+        if given and self.mode not in WHOLE_GENOME_MODES:
+            raise ValueError(
+                f"`{given[0]}` is of the modes {' and '.join(WHOLE_GENOME_MODES)}, but the mode is {self.mode}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fronts_have_hypervolumes(self) -> SearchOptions:

@@ -27,13 +27,14 @@ from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, res
 from evoprune.result import BudgetFigures, ObjectiveFigures, RungFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.runner import run_search
-from evoprune.search import LadderPlan, SearchConfig, Strategy, make_generator
+from evoprune.search import LadderPlan, LocalError, SearchConfig, Strategy, make_generator
 from evoprune.search_progress import SearchProgress
 from fitness.data import ImageData
 from fitness.ladder import ModelSource
 from fitness.network import NETWORK_RUNG
 from fitness.precision import gains_by_bfloat16
 from fitness.recipe import EvaluatorRecipe, make_recipe
+from fitness.seeding import two_step_of
 from search_spaces.errors import OptionError, RunDirectoryError
 from search_spaces.genome import BoolArray
 
@@ -127,8 +128,15 @@ def make_search(options: SearchOptions, preparation: Preparation, knowledge: Kno
         knowledge.priors,
         baseline,
         scores_are_errors=guiding == TWO_STEP,
+        local_error=_local_error(options, preparation) if options.local_search else None,
     )
     return mode.build(task)
+
+
+def _local_error(options: SearchOptions, preparation: Preparation) -> LocalError:
+    """Return the error of the two-step method without update, whose change by a swap is exact."""
+    with _one_thread():
+        return two_step_of(recipe_of(options, preparation))
 
 
 def plan_of(options: SearchOptions, preparation: Preparation) -> LadderPlan:

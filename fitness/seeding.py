@@ -9,6 +9,7 @@ import numpy as np
 from fitness.recipe import EvaluatorRecipe
 from fitness.statistics import SEARCH_STATISTICS
 from fitness.statistics_cache import cached_two_step
+from fitness.two_step import TwoStep
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, FloatArray
 
@@ -27,7 +28,12 @@ def two_step_scores(recipe: EvaluatorRecipe) -> FloatArray:
     Args:
         recipe: Gives the network and the calibration images.
     """
-    return cached_two_step(recipe.program(), recipe.calibration_inputs(), SEARCH_STATISTICS).scores()
+    return two_step_of(recipe).scores()
+
+
+def two_step_of(recipe: EvaluatorRecipe) -> TwoStep:
+    """Return errors, marginals and orders of the network of ``recipe``, from the cache where they are known."""
+    return cached_two_step(recipe.program(), recipe.calibration_inputs(), SEARCH_STATISTICS)
 
 
 def width_seeds(

@@ -67,7 +67,16 @@ def parse_min_channels(text: str) -> int | float:
     Raises:
         OptionError: ``text`` is no number.
     """
+    return parse_count_or_share(text, "--min-channels", least=1)
+
+
+def parse_count_or_share(text: str, option: str, least: int = 0) -> int | float:
+    """Return a count where ``text`` is a whole number, else a share.
+
+    Raises:
+        OptionError: ``text`` is no number.
+    """
     try:
         return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
     except ValueError:
-        raise OptionError(f"`--min-channels` must be a count >= 1 or a share in (0, 1), but got {text!r}") from None
+        raise OptionError(f"`{option}` must be a count >= {least} or a share in (0, 1), but got {text!r}") from None

@@ -39,6 +39,15 @@ CostWeight = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/MODEL-DATA-SEED.")]
 Population = Annotated[int, typer.Option("--population", help="Individuals per generation.")]
 Generations = Annotated[int, typer.Option("--generations", help="Generations after the initial population.")]
+WidthPhase = Annotated[
+    str, typer.Option(help="Generations that evolve widths alone before all bits are free: a number, or a share.")
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Start a fresh population when diversity is gone; else immigrants come.")
+]
+LocalSearch = Annotated[
+    bool, typer.Option("--local-search", help="Let one mutation exchange channels that lower the two-step error.")
+]
 OtherGenerations = Annotated[
     int | None, typer.Option("--generations", help="Generations after the initial population, where another number.")
 ]
@@ -99,6 +108,9 @@ def search(
     cost_weight: CostWeight = None,
     population: Population = DEFAULTS["population_size"],
     generations: Generations = DEFAULTS["n_generations"],
+    width_phase: WidthPhase = str(DEFAULTS["width_phase"]),
+    restart: Restart = DEFAULTS["restart"],
+    local_search: LocalSearch = DEFAULTS["local_search"],
     max_evaluations: MaxEvaluations = None,
     max_time: MaxTime = None,
     patience: PatienceOption = None,
@@ -154,6 +166,9 @@ def search(
             cost_weight=cost_weight,
             population_size=population,
             n_generations=generations,
+            width_phase=arg.parse_count_or_share(width_phase, "--width-phase"),
+            restart=restart,
+            local_search=local_search,
             max_evaluations=max_evaluations,
             max_time_s=max_time,
             patience=patience,

@@ -25,12 +25,13 @@ def search_front(task: SearchTask) -> Strategy:
     metric = next(iter(budgets))
     return ParetoSearch(
         task.space,
-        dataclasses.replace(task.config, budgets=budgets),
+        dataclasses.replace(task.whole_config(), budgets=budgets),
         seed=task.options.seed,
         metric=metric,
         has_budget=budgets[metric] < 1.0,
         seeds=_seeds(task, metric, budgets),
         priors=task.priors,
+        local_error=task.local_error,
     )
 
 

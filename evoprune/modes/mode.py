@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from evoprune.search import LadderPlan, Prior, SearchConfig, Strategy
+from evoprune.search import LadderPlan, LocalError, Prior, SearchConfig, Strategy
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, FloatArray
 
@@ -27,6 +27,7 @@ class SearchTask:
         priors: What criteria say about the genes, for mutation and repair.
         baseline: ``(n_genes,)`` the uniform-L1 genome at the budget, or None where the mode does not ask for it.
         scores_are_errors: Whether ``channel_scores`` compare over the whole network, as errors that a removal adds.
+        local_error: What a local search lowers, where one is wanted.
     """
 
     space: SearchSpace
@@ -37,6 +38,17 @@ class SearchTask:
     priors: tuple[Prior, ...] = ()
     baseline: BoolArray | None = None
     scores_are_errors: bool = False
+    local_error: LocalError | None = None
+
+    def whole_config(self) -> SearchConfig:
+        """Return the configuration of a search over all genes, with every mutation that the space has a use for."""
+        further = ["block"] * bool(self.space.blocks) + ["local"] * (self.local_error is not None)
+        return replace(
+            self.config,
+            mutations={**self.config.mutations, **dict.fromkeys(further, 1.0)},
+            restart=self.options.restart,
+            width_generations=self.options.width_phase,
+        )
 
 
 @dataclass(frozen=True)

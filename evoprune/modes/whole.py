@@ -13,4 +13,11 @@ def search_whole(task: SearchTask) -> Strategy:
         OptionError: The space offers nothing to remove.
         BudgetError: A budget cannot be reached.
     """
-    return Search(task.space, task.config, seed=task.options.seed, seeds=task.seeds, priors=task.priors)
+    return Search(
+        task.space,
+        task.whole_config(),
+        seed=task.options.seed,
+        seeds=task.seeds,
+        priors=task.priors,
+        local_error=task.local_error,
+    )

@@ -9,7 +9,7 @@ from evoprune.search.feasibility import Repairer, Space
 from evoprune.search.guides import Guide, Prior, normalise_scores
 from evoprune.search.individual import BestIndividuals, Individual
 from evoprune.search.initialisation import InitialShares, initial_population, uniform_genomes
-from evoprune.search.operators import build_toolbox
+from evoprune.search.operators import LocalError, build_toolbox
 from evoprune.search.pareto import ParetoSearch
 from evoprune.search.priors import PriorMixture
 from evoprune.search.randomness import make_generator
@@ -24,6 +24,7 @@ __all__ = [
     "Individual",
     "InitialShares",
     "LadderPlan",
+    "LocalError",
     "ParetoSearch",
     "Prior",
     "PriorMixture",

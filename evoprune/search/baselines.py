@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from evoprune.search.engine import Draft, Search
+from evoprune.search.draft import Draft
+from evoprune.search.engine import Search
 from evoprune.search.feasibility import Repairer
 from evoprune.search.initialisation import DistinctGenomes
 from search_spaces.errors import OptionError
@@ -19,7 +20,8 @@ class RandomSearch(Search):
     Neither seeds nor scores are used, and no genome depends on another. Arguments as for :class:`Search`.
     """
 
-    def _initial_genomes(self, rng: np.random.Generator) -> BoolArray:
+    def _initial_genomes(self, rng: np.random.Generator, seeds: BoolArray | None) -> BoolArray:
+        del seeds
         found = DistinctGenomes(self.config.population_size)
         for _ in range(_N_ATTEMPTS):
             n_missing = self.config.population_size - len(found)
@@ -33,7 +35,7 @@ class RandomSearch(Search):
 
     def _sift(self, offspring: Draft, n_wanted: int) -> Draft:
         """Return the first ``n_wanted``: nothing is expected of any."""
-        return offspring.rows(np.arange(len(offspring.genomes)) < n_wanted)
+        return offspring.take(np.arange(len(offspring.genomes)) < n_wanted)
 
     def _immigrants(self, rng: np.random.Generator) -> BoolArray:
         """Return none: everybody is one."""
@@ -48,14 +50,14 @@ class GivenGenomes(Search):
         OptionError: There are no seeds, or one breaks a budget.
     """
 
-    def _initial_genomes(self, rng: np.random.Generator) -> BoolArray:
+    def _initial_genomes(self, rng: np.random.Generator, seeds: BoolArray | None) -> BoolArray:
         del rng
-        if self._seeds is None or not len(self._seeds):
+        if seeds is None or not len(seeds):
             raise OptionError("a strategy that judges given genomes needs some, but got none; pass `seeds`")
-        if not Repairer(self.space, self.config.budgets).is_feasible(self._seeds).all():
+        if not Repairer(self.space, self.config.budgets).is_feasible(seeds).all():
             raise OptionError("given genomes must hold the budgets, but one does not; repair it first")
-        found = DistinctGenomes(len(self._seeds))
-        found.add(self._seeds)
+        found = DistinctGenomes(len(seeds))
+        found.add(seeds)
         return found.genomes()
 
     @property

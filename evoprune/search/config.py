@@ -94,6 +94,11 @@ class SearchConfig:
         min_diversity: Immigrants come when diversity falls below this share of its initial value.
         immigrant_share: Share of offspring that immigrants replace then.
         initial: Composition of the initial population.
+        adapt_operators: Whether operators whose children survive are used more often.
+        restart: Whether a fresh population replaces one whose diversity is gone; immigrants come otherwise. The halls
+            of fame survive.
+        width_generations: So many generations, and the initial population, evolve widths alone: of every group the
+            genes that the first prior wants most are kept. Then all bits are free.
     """
 
     budgets: Mapping[str, float | None]
@@ -113,6 +118,9 @@ class SearchConfig:
     min_diversity: float = 0.05
     immigrant_share: float = 0.2
     initial: InitialShares = field(default_factory=InitialShares)
+    adapt_operators: bool = True
+    restart: bool = False
+    width_generations: int = 0
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -134,6 +142,7 @@ class SearchConfig:
             ("n_best >= 1", self.n_best >= 1, self.n_best),
             ("0 <= min_diversity <= 1", 0 <= self.min_diversity <= 1, self.min_diversity),
             ("0 <= immigrant_share <= 1", 0 <= self.immigrant_share <= 1, self.immigrant_share),
+            ("width_generations >= 0", self.width_generations >= 0, self.width_generations),
             ("mutations > 0", _are_weights(self.mutations), dict(self.mutations)),
             ("crossovers > 0", _are_weights(self.crossovers), dict(self.crossovers)),
         ]

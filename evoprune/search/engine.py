@@ -20,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 from deap import base, tools
 
+from evoprune.search.adaptation import SuccessShares
 from evoprune.search.config import SearchConfig
+from evoprune.search.draft import Draft
 from evoprune.search.feasibility import Repairer, Space, diversity
 from evoprune.search.guides import Prior
 from evoprune.search.individual import BestIndividuals, Individual, make_statistics
-from evoprune.search.initialisation import initial_population
-from evoprune.search.operators import build_toolbox
+from evoprune.search.initialisation import DistinctGenomes, initial_population
+from evoprune.search.operators import WIDTH_KEEPING, LocalError, as_widths, build_toolbox
 from evoprune.search.priors import PriorMixture
 from evoprune.search.randomness import make_generator
 from evoprune.search.surrogate import LinearSurrogate
@@ -36,7 +38,7 @@ from search_spaces.genome import BoolArray, FloatArray, IntArray, genome_digest
 Role = Literal["probe", "screen", "judge", "elite"]
 _N_ATTEMPTS = 12
 _LEARNING_RATE = 0.3  # sigma of the log-normal factor by which a child's mutation rate differs from its parent's
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -76,40 +78,6 @@ class SearchState:
     data: Mapping[str, Any]
 
 
-@dataclass
-class Draft:
-    """A generation in the making: offspring and immigrants that are not judged yet.
-
-    ``guides`` are the indices of the priors that offspring followed, -1 for others; ``parent_objectives`` are those of
-    the first parent.
-    """
-
-    genomes: BoolArray
-    rates: FloatArray
-    guides: IntArray
-    parent_objectives: FloatArray
-    n_immigrants: int  # the last rows
-    n_screened: int = 0
-    n_failed: int = 0
-    n_elites: int = 0
-
-    @classmethod
-    def fresh(cls, genomes: BoolArray, rates: FloatArray) -> Draft:
-        """Return individuals that have no parents, as offspring."""
-        n = len(genomes)
-        return cls(genomes, rates, np.full(n, -1), np.full(n, -np.inf), n_immigrants=0)
-
-    def rows(self, chosen: BoolArray) -> Draft:
-        """Return the offspring in the rows ``chosen`` ``(n,)``."""
-        return Draft(
-            self.genomes[chosen],
-            self.rates[chosen],
-            self.guides[chosen],
-            self.parent_objectives[chosen],
-            n_immigrants=0,
-        )
-
-
 class Search:
     """A (mu + lambda) search over a whole genome under budgets, with truncation, elitism and self-adapting rates.
 
@@ -120,6 +88,7 @@ class Search:
         seeds: ``(m, n_genes)`` genomes to begin with.
         priors: What criteria say about the genes: they guide mutation and repair, each for the share of offspring that
             its children's survival earns it, and order the channels of the uniform individuals.
+        local_error: What the mutation ``local`` lowers; without it there is no such mutation.
 
     Attributes:
         mixture: The priors, and how much the search listens to each.
@@ -145,6 +114,7 @@ class Search:
         seed: int,
         seeds: BoolArray | None = None,
         priors: Sequence[Prior] = (),
+        local_error: LocalError | None = None,
     ) -> None:
         if space.n_genes == 0:
             raise OptionError(
@@ -161,7 +131,11 @@ class Search:
             priors, lattice, random_share=config.random_share, temperature=config.prior_temperature
         )
         self._seeds = seeds
-        self.toolbox: base.Toolbox = build_toolbox(lattice)
+        self.toolbox: base.Toolbox = build_toolbox(lattice, local_error)
+        self._mutation_shares = SuccessShares(config.mutations, is_adaptive=config.adapt_operators)
+        self._crossover_shares = SuccessShares(config.crossovers, is_adaptive=config.adapt_operators)
+        orders = self.mixture.orders
+        self._width_order = make_generator(seed, "order").random(space.n_genes) if orders is None else orders[0]
         self.statistics: tools.Statistics = make_statistics()
         self.logbook: tools.Logbook = tools.Logbook()
         self.best_individuals = BestIndividuals(config.n_best)
@@ -253,7 +227,7 @@ class Search:
         self._seen.update(dict.fromkeys(request.digests))
         self._request = None
         if request.role == "screen":
-            self._screen(draft, objectives, request.rung)
+            draft = self._screen(draft, objectives, request.rung)
             screens = self.config.ladder.screens
             self._request = self._next_request(draft, screens[screens.index(request.rung) + 1 :])
             return False
@@ -297,13 +271,13 @@ class Search:
     def _n_offspring(self, n_immigrants: int) -> int:
         return max(self.config.n_judged_offspring - n_immigrants, 0)
 
-    def _screen(self, draft: Draft, objectives: FloatArray, screen: str) -> None:
-        """Keep the best screened offspring, and all immigrants, which a cheap rung would not let in."""
+    def _screen(self, draft: Draft, objectives: FloatArray, screen: str) -> Draft:
+        """Return the draft with the best screened offspring, and all immigrants, which a screen would not let in."""
         order = self._promising(draft.genomes, objectives, self._n_passed(draft, screen))
         kept = np.concatenate([np.sort(order), np.arange(len(objectives), len(draft.genomes))])
         draft.n_screened = max(draft.n_screened, len(objectives))
-        draft.genomes, draft.rates = draft.genomes[kept], draft.rates[kept]
-        draft.guides, draft.parent_objectives = draft.guides[kept], draft.parent_objectives[kept]
+        self._draft = draft.take(kept)
+        return self._draft
 
     def _judge(self, draft: Draft, objectives: FloatArray, evaluations: Sequence[Evaluation]) -> None:
         """Merge parents and offspring, and let the best survive."""
@@ -312,18 +286,23 @@ class Search:
                 f"at least one genome of the initial population must be evaluated, but all {len(objectives)} failed; "
                 f"the first: {evaluations[0].failure or 'objective is infinite'}"
             )
-        genomes = np.concatenate([self._genomes, draft.genomes])
-        values = np.concatenate([self._objective_values, self._values_of(draft.genomes, objectives)])
-        rates = np.concatenate([self._rates, draft.rates])
+        # A fresh population starts without its predecessors, unless all of it failed.
+        n_parents = 0 if draft.is_restart and np.isfinite(objectives).any() else len(self._genomes)
+        genomes = np.concatenate([self._genomes[:n_parents], draft.genomes])
+        new_values = self._values_of(draft.genomes, objectives)
+        values = np.concatenate([self._objective_values[:n_parents], new_values])
+        rates = np.concatenate([self._rates[:n_parents], draft.rates])
         survivors = self._survivors(genomes, values)
-        is_survivor = np.isin(np.arange(len(self._genomes), len(genomes)), survivors)
+        is_survivor = np.isin(np.arange(n_parents, len(genomes)), survivors)
+        self._mutation_shares.learn(draft.made[0], draft.mutations[is_survivor])
+        self._crossover_shares.learn(draft.made[1], draft.crossovers[is_survivor])
         self.mixture.learn(draft.guides, is_survivor, objectives < draft.parent_objectives)
         self._genomes, self._objective_values, self._rates = genomes[survivors], values[survivors], rates[survivors]
         self._remember(draft.genomes, objectives)
         is_finite = np.isfinite(objectives)
         self._judged = np.concatenate([self._judged, draft.genomes[is_finite]])
         self._judged_values = np.concatenate([self._judged_values, objectives[is_finite]])
-        if self._generation < 0:
+        if self._generation < 0 or draft.is_restart:
             self._initial_diversity = diversity(self._genomes)
 
     def _elite_candidates(self) -> BoolArray:
@@ -348,8 +327,11 @@ class Search:
             "n_elites": draft.n_elites,
             "n_failed": draft.n_failed,
             "n_immigrants": draft.n_immigrants,
+            "is_restart": draft.is_restart,
             "diversity": diversity(self._genomes),
             "mutation_rate": float(np.median(self._rates)),
+            **self._mutation_shares.row("share_mutate"),
+            **self._crossover_shares.row("share_mate"),
             **self.mixture.row(),
             **self._further_figures(),
         }
@@ -362,14 +344,14 @@ class Search:
     def _make_repairer(self) -> Repairer:
         return Repairer(self.space, self.config.budgets)
 
-    def _initial_genomes(self, rng: np.random.Generator) -> BoolArray:
-        """Return the genomes of the initial population."""
+    def _initial_genomes(self, rng: np.random.Generator, seeds: BoolArray | None) -> BoolArray:
+        """Return the genomes of a population that begins with ``seeds``."""
         return initial_population(
             self._repairer,
             self.config.population_size,
             rng=rng,
             scores=self.mixture.orders,
-            seeds=self._seeds,
+            seeds=seeds,
             shares=self.config.initial,
         )
 
@@ -409,12 +391,42 @@ class Search:
 
     def _first_draft(self) -> Draft:
         rng = make_generator(self.seed, "initialisation")
-        genomes = self._initial_genomes(rng)
+        genomes = self._distinct_widths(self._initial_genomes(rng, self._seeds), rng)
         low, high = np.log(self.config.mutation_rates)
         return Draft.fresh(genomes, np.exp(rng.uniform(low, high, len(genomes))))
 
+    def _distinct_widths(self, genomes: BoolArray, rng: np.random.Generator) -> BoolArray:
+        """Return ``genomes`` where all bits are free; else their widths, each once, and others in place of doubles."""
+        if not self._evolves_widths:
+            return genomes
+        found = DistinctGenomes(len(genomes))
+        found.add(self._expressed(genomes))
+        for _ in range(_N_ATTEMPTS):
+            n_missing = len(genomes) - len(found)
+            if n_missing:
+                found.add(self._expressed(self._repairer.sample(n_missing, rng=rng)))
+        return found.genomes()
+
+    @property
+    def _has_collapsed(self) -> bool:
+        """Whether hardly any diversity is left."""
+        return diversity(self._genomes) < self.config.min_diversity * self._initial_diversity
+
+    def _fresh_population(self) -> BoolArray:
+        """Return a population that owes nothing to this one: as the first, with other random numbers, and all new."""
+        rng = make_generator(self.seed, "restart", self._generation + 1)
+        genomes = self._distinct_widths(self._initial_genomes(rng, None), rng)
+        is_new = np.array([genome_digest(genome) not in self._seen for genome in genomes])
+        return genomes[is_new]
+
     def _next_draft(self) -> Draft:
         generation, config = self._generation + 1, self.config
+        if config.restart and self._has_collapsed:
+            fresh = self._fresh_population()
+            if len(fresh) > 1:
+                draft = self._newcomers(fresh)
+                draft.n_immigrants, draft.is_restart = len(fresh), True
+                return draft
         immigrants = self._immigrants(make_generator(self.seed, "immigration", generation))
         n_wanted = self._n_offspring(len(immigrants))
         if config.ladder.screens:
@@ -422,14 +434,14 @@ class Search:
         taken = dict.fromkeys(genome_digest(genome) for genome in immigrants)
         rng = make_generator(self.seed, "variation", generation)
         offspring = self._offspring(n_wanted, n_wanted * config.surrogate_factor, taken, rng)
-        draft, n = self._sift(offspring, n_wanted), len(immigrants)
-        return Draft(
-            np.concatenate([draft.genomes, immigrants]),
-            np.concatenate([draft.rates, np.full(n, np.sqrt(np.prod(config.mutation_rates)))]),
-            np.concatenate([draft.guides, np.full(n, -1)]),
-            np.concatenate([draft.parent_objectives, np.full(n, -np.inf)]),
-            n_immigrants=n,
-        )
+        draft = Draft.join([self._sift(offspring, n_wanted), self._newcomers(immigrants)])
+        draft.n_immigrants = len(immigrants)
+        draft.made = (offspring.mutations, offspring.crossovers)
+        return draft
+
+    def _newcomers(self, genomes: BoolArray) -> Draft:
+        """Return ``genomes`` that nothing bred, with a middling mutation rate."""
+        return Draft.fresh(genomes, np.full(len(genomes), np.sqrt(np.prod(self.config.mutation_rates))))
 
     def _sift(self, offspring: Draft, n_wanted: int) -> Draft:
         """Return the ``n_wanted`` offspring of which the surrogate expects most, in their order."""
@@ -438,18 +450,18 @@ class Search:
         predicted = LinearSurrogate(self._judged, self._judged_values).predict(offspring.genomes)
         chosen = np.zeros(len(predicted), np.bool_)
         chosen[self._promising(offspring.genomes, predicted, n_wanted)] = True
-        return offspring.rows(chosen)
+        return offspring.take(chosen)
 
     def _immigrants(self, rng: np.random.Generator) -> BoolArray:
         """Return new genomes where diversity is gone: random ones, every other one crossed with a survivor."""
         n = round(self.config.immigrant_share * self.config.n_judged_offspring)
-        if n == 0 or diversity(self._genomes) >= self.config.min_diversity * self._initial_diversity:
+        if n == 0 or not self._has_collapsed:
             return self._genomes[:0]
         fresh = self._repairer.sample(n, rng=rng)
         hosts = self._genomes[rng.integers(len(self._genomes), size=n)]
         crossed = self.toolbox.mate_groups(fresh, hosts, rng=rng)
         is_crossed = (np.arange(n) % 2 == 1)[:, None]
-        genomes = self._repairer(np.where(is_crossed, crossed, fresh), rng=rng)
+        genomes = self._expressed(self._repairer(np.where(is_crossed, crossed, fresh), rng=rng))
         new = {genome_digest(g): g for g in genomes}
         kept = [genome for digest, genome in new.items() if digest not in self._seen]
         return np.stack(kept) if kept else self._genomes[:0]
@@ -470,17 +482,11 @@ class Search:
                 digest = genome_digest(child)
                 is_new[row] = digest not in self._seen and digest not in taken
                 taken.setdefault(digest, None)
-            parts.append(part.rows(is_new))
+            parts.append(part.take(is_new))
             n_missing = n_wanted - sum(len(part.genomes) for part in parts)
         if not parts:
             return Draft.fresh(self._genomes[:0], np.empty(0))
-        return Draft(
-            np.concatenate([part.genomes for part in parts]),
-            np.concatenate([part.rates for part in parts]),
-            np.concatenate([part.guides for part in parts]),
-            np.concatenate([part.parent_objectives for part in parts]),
-            n_immigrants=0,
-        )
+        return Draft.join(parts)
 
     def _vary(self, n: int, rng: np.random.Generator) -> Draft:
         """Return ``n`` repaired children of selected parents."""
@@ -492,19 +498,21 @@ class Search:
         guides = self.mixture.draw(n, rng=rng)
         crossed = self._genomes[first].copy()
         has_two_parents = rng.random(n) < config.p_crossover
-        for operator, chosen in self._shared_out("mate", config.crossovers, n, rng):
-            rows = np.flatnonzero(chosen & has_two_parents)
+        crossovers = np.where(has_two_parents, self._drawn("mate", self._crossover_shares, n, rng), -1)
+        for number, operator in self._operators("mate", self._crossover_shares):
+            rows = np.flatnonzero(crossovers == number)
             crossed[rows] = operator(self._genomes[first[rows]], self._genomes[second[rows]], rng=rng)
         mutated = crossed.copy()
-        for operator, chosen in self._shared_out("mutate", config.mutations, n, rng):
+        mutations = self._drawn("mutate", self._mutation_shares, n, rng)
+        for number, operator in self._operators("mutate", self._mutation_shares):
             for index, guide in enumerate(self.mixture.guides):
-                rows = np.flatnonzero(chosen & (guides == index))
+                rows = np.flatnonzero((mutations == number) & (guides == index))
                 if len(rows):
                     mutated[rows] = operator(crossed[rows], rates=rates[rows], rng=rng, guide=guide)
         # Mutated genes are what is being tried: they are repaired last.
         preference = self._preference(guides, rng) + 2.0 * (mutated & ~crossed) - 2.0 * (crossed & ~mutated)
-        children = self._repairer(mutated, rng=rng, preference=preference)
-        return Draft(children, rates, guides, self._objective_values[first, 0], n_immigrants=0)
+        children = self._expressed(self._repairer(mutated, rng=rng, preference=preference))
+        return Draft(children, rates, guides, self._objective_values[first, 0], mutations, crossovers)
 
     def _preference(self, guides: IntArray, rng: np.random.Generator) -> FloatArray:
         """Return what repair keeps first, in [0, 1]: at random, for guided rows blended with what their prior wants."""
@@ -517,18 +525,29 @@ class Search:
                 preference[rows] = share * guide.order + (1 - share) * preference[rows]
         return preference
 
-    def _shared_out(
-        self, kind: str, frequencies: Mapping[str, float], n: int, rng: np.random.Generator
-    ) -> list[tuple[Any, BoolArray]]:
-        """Return the operators named in ``frequencies`` with the rows that each gets."""
-        names = list(frequencies)
+    def _drawn(self, kind: str, shares: SuccessShares, n: int, rng: np.random.Generator) -> IntArray:
+        """Return ``(n,)`` indices of the operators of ``kind`` that are to make the children."""
         known = [name.removeprefix(f"{kind}_") for name in vars(self.toolbox) if name.startswith(f"{kind}_")]
-        for name in names:
+        for name in shares.names:
             if name not in known:
                 raise UnknownNameError(f"operator for `{kind}`", name, known)
-        weights = np.array([frequencies[name] for name in names])
-        drawn = rng.choice(len(names), size=n, p=weights / weights.sum())
-        return [(getattr(self.toolbox, f"{kind}_{name}"), drawn == i) for i, name in enumerate(names)]
+        changing = [name for name in shares.names if name not in WIDTH_KEEPING] if self._evolves_widths else None
+        return rng.choice(len(shares.names), size=n, p=shares.shares(changing)).astype(np.int64)
+
+    def _operators(self, kind: str, shares: SuccessShares) -> list[tuple[int, Any]]:
+        return [(number, getattr(self.toolbox, f"{kind}_{name}")) for number, name in enumerate(shares.names)]
+
+    # ------------------------------------------------------------------ widths before bits
+
+    @property
+    def _evolves_widths(self) -> bool:
+        """Whether the generation in the making is one of those that evolve widths alone."""
+        n = self.config.width_generations
+        return n > 0 and self._generation + 1 <= n
+
+    def _expressed(self, genomes: BoolArray) -> BoolArray:
+        """Return ``genomes``, as widths over the fixed order while widths alone evolve."""
+        return as_widths(genomes, self._width_order, self._repairer.lattice) if self._evolves_widths else genomes
 
     # ------------------------------------------------------------------ state
 
@@ -568,6 +587,8 @@ class Search:
         for row in data["logbook"]:
             self.logbook.record(**row)
         self.mixture.restore(arrays)
+        self._mutation_shares.restore(data["mutation_shares"])
+        self._crossover_shares.restore(data["crossover_shares"])
         self._initial_diversity = float(data["initial_diversity"])
         self._generation = int(data["generation"])
         self._draft = self._request = None
@@ -603,6 +624,8 @@ class Search:
             **self._identity(),
             "generation": self._generation,
             "initial_diversity": self._initial_diversity,
+            "mutation_shares": self._mutation_shares.state(),
+            "crossover_shares": self._crossover_shares.state(),
             "logbook": [dict(row) for row in self.logbook],
         }
         return SearchState(arrays, data)

@@ -10,6 +10,8 @@ Replace or add an operator by registering it under ``mutate_<name>`` or ``mate_<
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from deap import base
 
@@ -19,6 +21,19 @@ from search_spaces.repair import Lattice, count_kept
 
 _MAX_SWAPS = 64
 _WIDTH_SIGMA = 0.2
+_N_REVIVED = 4  # dropped genes per group whose exchanges are compared in a local search
+#: Mutations that leave all widths as they are, and so change nothing while widths alone evolve.
+WIDTH_KEEPING = ("swap", "local")
+
+
+class LocalError(Protocol):
+    """An error, smaller = better, whose change is known exactly without an evaluation; such as the two-step E1."""
+
+    def flip_marginals(self, genome: BoolArray) -> FloatArray:
+        """Return by how much the error rises when each gene alone is flipped, ``(n_genes,)``."""
+
+    def swap_marginals(self, genome: BoolArray, dropped: int) -> FloatArray:
+        """Return by how much it rises when ``dropped`` is revived and each kept gene goes for it, ``(n_genes,)``."""
 
 
 def flip(genomes: BoolArray, *, rates: FloatArray, rng: np.random.Generator, guide: Guide = UNGUIDED) -> BoolArray:
@@ -44,6 +59,22 @@ def uniform_flip(genomes: BoolArray, *, rates: FloatArray, rng: np.random.Genera
     """Return :func:`flip` of ``genomes`` whatever the ``guide`` says."""
     del guide
     return flip(genomes, rates=rates, rng=rng)
+
+
+def bit_flip(genomes: BoolArray, *, rates: FloatArray, rng: np.random.Generator, guide: Guide = UNGUIDED) -> BoolArray:
+    """Return ``genomes`` with every gene flipped independently at the rate ``1 / n_genes``.
+
+    Args:
+        genomes: ``(n, n_genes)``.
+        rates: Not used: the rate is the classic one.
+        rng: Source of randomness.
+        guide: Not used.
+
+    References:
+        Muehlenbein 1992, How genetic algorithms really work: mutation and hillclimbing, Sec. 2.
+    """
+    del rates, guide
+    return genomes ^ (rng.random(genomes.shape) < 1 / max(genomes.shape[1], 1))
 
 
 def swap(
@@ -146,6 +177,107 @@ def resize(
     return with_counts(genomes, np.maximum(counts, lattice.min_keep), preference, lattice)
 
 
+def toggle_blocks(
+    genomes: BoolArray,
+    *,
+    rates: FloatArray,
+    rng: np.random.Generator,
+    lattice: Lattice,
+    guide: Guide = UNGUIDED,
+) -> BoolArray:
+    """Return ``genomes`` with residual blocks removed or brought back; unchanged where there are none to remove.
+
+    Each genome gets one block and a further ``rates * n_blocks`` in expectation. A block that comes back keeps the
+    share of channels in each of its groups that the genome keeps elsewhere.
+
+    Args:
+        genomes: ``(n, n_genes)``.
+        rates: ``(n,)``.
+        rng: Source of randomness.
+        lattice: Groups, with those that belong to a block.
+        guide: Its order says which channels a block that comes back keeps; at random without one.
+    """
+    blocks = np.flatnonzero(lattice.is_block)
+    if not len(blocks):
+        return genomes.copy()
+    n = len(genomes)
+    is_toggled = rng.random((n, len(blocks))) < rates[:, None]
+    is_toggled[np.arange(n), rng.integers(len(blocks), size=n)] = True
+    counts = count_kept(genomes, lattice)
+    was_kept = counts[:, blocks] > 0
+    counts[:, blocks] = was_kept ^ is_toggled
+    is_inner = lattice.owner >= 0
+    before, after = np.ones(counts.shape, np.bool_), np.ones(counts.shape, np.bool_)
+    before[:, is_inner] = genomes[:, lattice.starts[lattice.owner[is_inner]]]
+    after[:, is_inner] = counts[:, lattice.owner[is_inner]] > 0
+    is_present = before & ~lattice.is_block
+    n_present = (is_present * lattice.sizes).sum(axis=1, keepdims=True)
+    share = (is_present * counts).sum(axis=1, keepdims=True) / np.maximum(n_present, 1)
+    returning = lattice.floor(np.rint(share * lattice.sizes).astype(np.int64))
+    counts = lattice.canonical(np.where(after & ~before, returning, counts))
+    preference = rng.random(genomes.shape)
+    if guide.order is not None:
+        preference = guide.order + preference * rng.random((n, 1))
+    return with_counts(genomes, counts, preference, lattice)
+
+
+def local_search(
+    genomes: BoolArray,
+    *,
+    rates: FloatArray,
+    rng: np.random.Generator,
+    lattice: Lattice,
+    error: LocalError,
+    guide: Guide = UNGUIDED,
+) -> BoolArray:
+    """Return ``genomes`` after exchanges inside groups, each of which lowers ``error``: widths, and so costs, stay.
+
+    Groups are visited in random order. In each, the four dropped genes whose revival promises most are compared with
+    every kept one by the exact change of ``error``, and the best exchange is made where it is a gain.
+
+    Args:
+        genomes: ``(n, n_genes)``.
+        rates: ``(n,)``: each genome gets at most ``max(1, rates * n_genes / 2)`` exchanges, and none once no group
+            offers a gain.
+        rng: Order of the groups.
+        lattice: Groups.
+        error: What is lowered.
+        guide: Not used: the error decides.
+    """
+    del guide
+    genomes = genomes.copy()
+    n_exchanges = np.clip(np.rint(rates * genomes.shape[1] / 2), 1, _MAX_SWAPS).astype(np.int64)
+    for genome, n_left in zip(genomes, n_exchanges.tolist(), strict=True):
+        n_since_gain, groups = 0, rng.permutation(np.flatnonzero(~lattice.is_block))
+        for turn in range(n_left * max(len(groups), 1)):
+            if n_left == 0 or n_since_gain >= len(groups):
+                break
+            group = groups[turn % len(groups)]
+            start = int(lattice.starts[group])
+            exchange = _best_exchange(genome, start, start + int(lattice.sizes[group]), error)
+            n_since_gain += 1
+            if exchange is not None:
+                revived, dropped = exchange
+                genome[revived], genome[dropped] = True, False
+                n_left, n_since_gain = n_left - 1, 0
+    return genomes
+
+
+def _best_exchange(genome: BoolArray, start: int, stop: int, error: LocalError) -> tuple[int, int] | None:
+    """Return the genes to revive and to drop between ``start`` and ``stop``; None where no exchange is a gain."""
+    gone = start + np.flatnonzero(~genome[start:stop])
+    if not len(gone) or len(gone) == stop - start:
+        return None
+    flips = error.flip_marginals(genome)
+    best, found = -1e-12 * (1.0 + float(np.abs(flips).max())), None
+    for revived in gone[np.argsort(flips[gone], kind="stable")][:_N_REVIVED].tolist():
+        change = np.where(genome[start:stop], error.swap_marginals(genome, revived)[start:stop], np.inf)
+        place = int(change.argmin())
+        if change[place] < best:
+            best, found = float(change[place]), (revived, start + place)
+    return found
+
+
 def cross_uniform(first: BoolArray, second: BoolArray, *, rng: np.random.Generator) -> BoolArray:
     """Return children ``(n, n_genes)`` that take every gene from either parent with equal probability."""
     return np.where(rng.random(first.shape) < 0.5, first, second)
@@ -193,11 +325,18 @@ def truncate(objective_values: FloatArray, n_survivors: int) -> IntArray:
     return (finite if len(finite) else order)[:n_survivors].astype(np.int64)
 
 
-def build_toolbox(lattice: Lattice) -> base.Toolbox:
-    """Return a DEAP toolbox with the operators of a search in a space with the groups of ``lattice``."""
+def build_toolbox(lattice: Lattice, local_error: LocalError | None = None) -> base.Toolbox:
+    """Return a DEAP toolbox with the operators of a search in a space with the groups of ``lattice``.
+
+    Without a ``local_error`` there is no ``mutate_local``.
+    """
     toolbox = base.Toolbox()
     toolbox.register("mutate_flip", flip)
     toolbox.register("mutate_uniform_flip", uniform_flip)
+    toolbox.register("mutate_bit_flip", bit_flip)
+    toolbox.register("mutate_block", toggle_blocks, lattice=lattice)
+    if local_error is not None:
+        toolbox.register("mutate_local", local_search, lattice=lattice, error=local_error)
     toolbox.register("mutate_swap", swap, lattice=lattice)
     toolbox.register("mutate_drop", drop_doubles, lattice=lattice)
     toolbox.register("mutate_width", resize, lattice=lattice)
@@ -221,6 +360,20 @@ def with_counts(genomes: BoolArray, counts: IntArray, preference: FloatArray, la
     spread = preference.max(initial=0.0) - preference.min(initial=0.0) + 1.0
     positions = positions_in_groups(preference + spread * genomes, lattice)
     return positions < np.repeat(counts, lattice.sizes, axis=1)
+
+
+def as_widths(genomes: BoolArray, order: FloatArray, lattice: Lattice) -> BoolArray:
+    """Return genomes ``(n, n_genes)`` that keep as many genes of every group, and the first ones of ``order``.
+
+    Costs depend on the widths alone, so budgets that held go on to hold.
+
+    Args:
+        genomes: ``(n, n_genes)``.
+        order: ``(n_genes,)``, larger = kept first; ties go to the lower index.
+        lattice: Groups.
+    """
+    preference = np.broadcast_to(order, genomes.shape)
+    return with_counts(np.zeros_like(genomes), count_kept(genomes, lattice), preference, lattice)
 
 
 def _alike(genes: IntArray, guide: Guide, lattice: Lattice, n_genes: int) -> FloatArray:

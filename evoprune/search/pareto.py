@@ -134,12 +134,12 @@ class ParetoSearch(Search):
     def _make_repairer(self) -> Repairer:
         return RangeRepairer(self.space, self.config.budgets)
 
-    def _initial_genomes(self, rng: np.random.Generator) -> BoolArray:
-        """Return genomes of costs from the smallest network to the budget, the seeds of the caller first."""
+    def _initial_genomes(self, rng: np.random.Generator, seeds: BoolArray | None) -> BoolArray:
+        """Return genomes of costs from the smallest network to the budget, ``seeds`` first."""
         n_wanted = self.config.population_size
         found = DistinctGenomes(n_wanted)
-        if self._seeds is not None and len(self._seeds):
-            found.add(self._repairer(self._seeds, rng=rng))
+        if seeds is not None and len(seeds):
+            found.add(self._repairer(seeds, rng=rng))
         levels = self._cost_levels(min(_N_LEVELS, max(n_wanted // 2, 2)))
         n_per_level = [len(part) for part in np.array_split(np.arange(n_wanted - len(found)), len(levels))]
         for level, n_level in zip(levels, n_per_level, strict=True):

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 #: Every use of randomness in a search has its own stream; numbers are part of the run's identity and never reused.
-STREAMS = {"initialisation": 0, "variation": 1, "immigration": 2, "baseline": 3, "knowledge": 4, "stages": 5}
+STREAMS = {
+    "initialisation": 0,
+    "variation": 1,
+    "immigration": 2,
+    "baseline": 3,
+    "knowledge": 4,
+    "stages": 5,
+    "restart": 6,
+    "order": 7,
+}
 
 
 def make_generator(seed: int, stream: str, generation: int = 0) -> np.random.Generator:

@@ -336,3 +336,90 @@ def test_of_equal_individuals_the_first_found_stays_first() -> None:
     for objective in (math.nan, math.inf):
         with pytest.raises(ObjectiveValueError, match="must have a finite objective"):
             Individual.of(genomes[0], objective)
+
+
+def test_a_fresh_population_replaces_one_whose_diversity_is_gone_and_the_best_survives() -> None:
+    config = dataclasses.replace(CONFIG, min_diversity=1.0, restart=True, n_generations=6)
+    search, evaluator = make_search(config), make_evaluator()
+    advance(search, evaluator)
+    restarts = search.logbook.select("is_restart")
+    assert any(restarts)
+    assert not any(restarts[:1])
+    best = search.logbook.select("best")
+    assert best == sorted(best, reverse=True)
+    for row, is_restart in enumerate(restarts):
+        if is_restart:  # its members are its own, and none was known before
+            assert search.logbook[row]["n_immigrants"] == search.logbook[row]["nevals"]
+            assert search.logbook[row]["min"] >= best[row]
+    assert len(set(evaluator.seen)) == len(evaluator.seen)
+    never = make_search(dataclasses.replace(config, min_diversity=0.0))
+    advance(never, make_evaluator())
+    assert not any(never.logbook.select("is_restart"))
+
+
+def test_a_population_is_kept_where_all_of_its_successor_fails() -> None:
+    config = dataclasses.replace(CONFIG, min_diversity=1.0, restart=True)
+    search = make_search(config)
+    advance(search, make_evaluator(), 0)
+    while True:
+        request = search.ask()
+        if len(search.population) and not set(request.digests) & {i.digest for i in search.population}:
+            before = [individual.digest for individual in search.population]
+            search.tell([Evaluation(digest, request.rung, 0, math.inf) for digest in request.digests])
+            break
+    assert [individual.digest for individual in search.population] == before
+
+
+def widths_only(genomes: Any, search: Search) -> bool:
+    """Whether every group keeps the genes that the first prior wants most."""
+    order = make_priors()[0].scores
+    assert order is not None
+    for start, size in zip(search.space.lattice.starts, search.space.lattice.sizes, strict=True):
+        ranked = np.argsort(-order[start : start + size], kind="stable")
+        kept = genomes[:, start : start + size][:, ranked]
+        if (np.diff(kept.astype(int), axis=1) > 0).any():
+            return False
+    return True
+
+
+def test_widths_evolve_first_and_bits_afterwards_under_the_same_budget() -> None:
+    space = tiny_space()
+    search, evaluator = make_search(dataclasses.replace(CONFIG, width_generations=3, n_generations=6)), make_evaluator()
+    found = []
+    while not search.is_finished:
+        request = search.ask()
+        assert (space.macs(request.genomes) <= 0.5 * space.macs_dense).all()
+        assert len(set(request.digests)) == len(request.digests)
+        found.append(widths_only(request.genomes, search))
+        search.tell(evaluator.evaluate(request.genomes, request.rung))
+    assert found == [True] * 4 + [False] * 3
+    assert len(set(evaluator.seen)) == len(evaluator.seen)
+
+
+@pytest.mark.parametrize("change", [{"restart": True, "min_diversity": 1.0}, {"width_generations": 2}])
+def test_restarts_and_width_phases_are_resumed_exactly(change: dict[str, Any]) -> None:
+    config = dataclasses.replace(CONFIG, n_generations=5, **change)
+    whole = make_search(config)
+    states = []
+    while not whole.is_finished:
+        advance(whole, make_evaluator(), whole.generation + 1)
+        states.append(through_files(whole.state()))
+    for state in states[:-1]:
+        resumed = make_search(config)
+        resumed.restore(state)
+        advance(resumed, make_evaluator())
+        assert_equal_states(resumed.state(), whole.state())
+
+
+def test_operators_whose_children_survive_are_used_more_often() -> None:
+    def spoil(genomes: Any, *, rates: Any, rng: Any, guide: Any) -> Any:
+        return rng.random(genomes.shape) < 0.5
+
+    config = dataclasses.replace(CONFIG, mutations={"spoil": 1.0, "swap": 1.0}, n_generations=8)
+    adaptive, constant = make_search(config), make_search(dataclasses.replace(config, adapt_operators=False))
+    for search in (adaptive, constant):
+        search.toolbox.register("mutate_spoil", spoil)
+        advance(search, make_evaluator())
+    last = adaptive.logbook[-1]
+    assert last["share_mutate_swap"] > 0.6 > 0.4 > last["share_mutate_spoil"] >= 0.15
+    assert constant.logbook[-1]["share_mutate_swap"] == constant.logbook[-1]["share_mutate_spoil"] == 0.5

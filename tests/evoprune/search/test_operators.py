@@ -19,14 +19,18 @@ from evoprune.search.guides import (
     positions_in_groups,
 )
 from evoprune.search.operators import (
+    as_widths,
     binary_tournament,
+    bit_flip,
     build_toolbox,
     cross_groups,
     cross_two_point,
     cross_uniform,
     flip,
+    local_search,
     resize,
     swap,
+    toggle_blocks,
     truncate,
     with_counts,
 )
@@ -192,7 +196,9 @@ GUIDES = {
 }
 
 
-@pytest.mark.parametrize("name", ["mutate_flip", "mutate_uniform_flip", "mutate_swap", "mutate_drop", "mutate_width"])
+@pytest.mark.parametrize(
+    "name", ["mutate_flip", "mutate_bit_flip", "mutate_uniform_flip", "mutate_swap", "mutate_drop", "mutate_width"]
+)
 @pytest.mark.parametrize("kind", GUIDES)
 def test_every_mutation_is_a_function_of_its_generator(name: str, kind: str) -> None:
     lattice, guide = make_lattice([5, 4, 3]), GUIDES[kind]
@@ -206,3 +212,111 @@ def test_every_mutation_is_a_function_of_its_generator(name: str, kind: str) -> 
     assert (first != other).any()
     np.testing.assert_array_equal(genomes, original)
     assert mutate(genomes[:0], rates=np.empty(0), rng=np.random.default_rng(0), guide=guide).shape == (0, 12)
+
+
+def test_bit_flips_come_one_per_genome_in_expectation() -> None:
+    genomes = np.random.default_rng(0).random((4000, 50)) < 0.5
+    changed = bit_flip(genomes, rates=np.full(4000, 0.5), rng=np.random.default_rng(1))
+    n_flipped = (changed != genomes).sum(axis=1)
+    assert n_flipped.mean() == pytest.approx(1.0, abs=4 / np.sqrt(4000))
+    assert (n_flipped == 0).mean() == pytest.approx((1 - 1 / 50) ** 50, abs=0.03)
+
+
+def block_lattice() -> Lattice:
+    """Two groups of a trunk, two inside of a block each, and the two genes that remove the blocks."""
+    plain = make_lattice([6, 4, 8, 5, 1, 1])
+    is_block = np.array([False] * 4 + [True] * 2)
+    min_keep = np.where(is_block, 0, 1)
+    return Lattice(plain.starts, plain.sizes, min_keep, plain.step, is_block, np.array([-1, -1, 4, 5, -1, -1]))
+
+
+def test_blocks_are_toggled_and_come_back_as_wide_as_the_rest() -> None:
+    lattice = block_lattice()
+    genomes = np.ones((400, 25), np.bool_)
+    genomes[:, [0, 1, 2, 6, 7]] = False  # half of the trunk is kept
+    genomes[:, 23] = False  # the first block is gone, and whole inside
+    changed = toggle_blocks(genomes, rates=np.full(400, 1e-9), rng=np.random.default_rng(0), lattice=lattice)
+    toggled = changed[:, 23:] != genomes[:, 23:]
+    assert (toggled.sum(axis=1) == 1).all()
+    assert 0.4 < toggled[:, 0].mean() < 0.6
+    counts = count_kept(changed, lattice)
+    back = toggled[:, 0]
+    share = (3 + 2 + 5) / (6 + 4 + 5)  # of the groups that take part
+    assert (counts[back, 2] == round(share * 8)).all()
+    assert (counts[~back, 2:4] == [8, 5]).all()  # removed blocks are whole inside: one genome per network
+    np.testing.assert_array_equal(changed[:, :10], genomes[:, :10])
+    without = make_lattice([3, 2])
+    same = toggle_blocks(genomes[:, :5], rates=np.full(400, 0.5), rng=np.random.default_rng(0), lattice=without)
+    np.testing.assert_array_equal(same, genomes[:, :5])
+
+
+class QuadraticError:
+    """``u' G u / 2`` of the dropped genes u."""
+
+    def __init__(self, n_genes: int, seed: int) -> None:
+        root = np.random.default_rng(seed).normal(size=(n_genes, n_genes))
+        self.gram = root @ root.T
+
+    def of(self, genome: BoolArray) -> float:
+        dropped = (~genome).astype(np.float64)
+        return float(dropped @ self.gram @ dropped) / 2
+
+    def flip_marginals(self, genome: BoolArray) -> FloatArray:
+        change = []
+        for gene in range(len(genome)):
+            flipped = genome.copy()
+            flipped[gene] = not flipped[gene]
+            change.append(self.of(flipped) - self.of(genome))
+        return np.array(change)
+
+    def swap_marginals(self, genome: BoolArray, dropped: int) -> FloatArray:
+        change = np.full(len(genome), np.inf)
+        for gene in np.flatnonzero(genome):
+            swapped = genome.copy()
+            swapped[dropped], swapped[gene] = True, False
+            change[gene] = self.of(swapped) - self.of(genome)
+        return change
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_local_search_lowers_the_error_at_the_same_widths_until_no_exchange_does(seed: int) -> None:
+    lattice, rng = make_lattice([4, 5, 3]), np.random.default_rng(seed)
+    error = QuadraticError(12, seed)
+    genomes = rng.random((3, 12)) < 0.5
+    genomes[0] = True  # nothing to exchange
+    once = local_search(genomes, rates=np.full(3, 1e-9), rng=np.random.default_rng(0), lattice=lattice, error=error)
+    assert ((once != genomes).sum(axis=1) <= 2).all()
+    done = local_search(genomes, rates=np.full(3, 1.0), rng=np.random.default_rng(0), lattice=lattice, error=error)
+    np.testing.assert_array_equal(done[0], genomes[0])
+    for before, between, after in zip(genomes, once, done, strict=True):
+        assert error.of(after) <= error.of(between) <= error.of(before)
+        np.testing.assert_array_equal(count_kept(after[None], lattice), count_kept(before[None], lattice))
+    again = local_search(done, rates=np.full(3, 1.0), rng=np.random.default_rng(1), lattice=lattice, error=error)
+    after = np.array([error.of(genome) for genome in again])
+    assert (after <= np.array([error.of(genome) for genome in done])).all()
+
+
+def test_a_group_of_five_is_searched_for_its_best_exchange() -> None:
+    lattice, error = make_lattice([5]), QuadraticError(5, 1)
+    genome = np.array([[True, True, False, False, False]])
+    best = min(
+        (change, revived, int(gene))
+        for revived in (2, 3, 4)
+        for gene, change in enumerate(error.swap_marginals(genome[0], revived))
+    )
+    changed = local_search(genome, rates=np.array([1e-9]), rng=np.random.default_rng(0), lattice=lattice, error=error)
+    if best[0] < 0:
+        assert np.flatnonzero(changed[0] != genome[0]).tolist() == sorted(best[1:])
+    else:
+        np.testing.assert_array_equal(changed, genome)
+
+
+def test_widths_keep_counts_and_follow_the_order() -> None:
+    lattice, rng = make_lattice([4, 3]), np.random.default_rng(0)
+    genomes, order = rng.random((6, 7)) < 0.5, rng.random(7)
+    widths = as_widths(genomes, order, lattice)
+    np.testing.assert_array_equal(count_kept(widths, lattice), count_kept(genomes, lattice))
+    for start, size in ((0, 4), (4, 3)):
+        kept = widths[:, start : start + size][:, np.argsort(-order[start : start + size])]
+        assert (np.diff(kept.astype(int), axis=1) <= 0).all()
+    np.testing.assert_array_equal(as_widths(widths, order, lattice), widths)

@@ -16,6 +16,7 @@ from typing import Any
 from evoprune.callbacks import Callback, EvaluationsFinished, GenerationFinished, SearchOutcome, SearchStarted
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.run_directory import RunDirectory
+from evoprune.search import comparable_rows
 from search_spaces.errors import OptionError
 
 _READ_TIMEOUT_S = 5.0
@@ -153,13 +154,26 @@ class RunSnapshot:
 
     @property
     def history(self) -> list[float]:
-        """The best objective of the judge rung after each generation that has one."""
-        return [float(row["best"]) for row in self.generations if row.get("best") is not None]
+        """The best objective of the judge rung after each generation of the present stage that has one."""
+        return self._figures("best")
+
+    @property
+    def hypervolumes(self) -> list[float]:
+        """The hypervolume after each generation, larger = better; empty where the search is not for a front."""
+        return self._figures("hypervolume")
+
+    @property
+    def stage(self) -> str:
+        """The stage of the last finished generation; empty where the search has none."""
+        return str(self.generations[-1].get("stage") or "") if self.generations else ""
 
     @property
     def evaluations_per_second(self) -> float:
         """Evaluations of the whole run per second of work; 0 before the first."""
         return self.n_evaluations / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def _figures(self, name: str) -> list[float]:
+        return [float(row[name]) for row in comparable_rows(self.generations) if row.get(name) is not None]
 
     def to_json(self) -> dict[str, Any]:
         """Return the snapshot as JSON values."""

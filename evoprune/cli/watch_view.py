@@ -53,6 +53,9 @@ def snapshot_view(snapshot: RunSnapshot, meter: RateMeter) -> RenderableType:
     if snapshot.best_objective is not None:
         best = f"{snapshot.best_objective:.6g} ({escape(snapshot.best_rung)})"
         facts.add_row("best", f"{best}  [cyan]{sparkline(snapshot.history)}[/cyan]")
+    if snapshot.hypervolumes:
+        volume = f"{snapshot.hypervolumes[-1]:.6g}"
+        facts.add_row("hypervolume", f"{volume}  [cyan]{sparkline(snapshot.hypervolumes)}[/cyan]")
     facts.add_row("time", _time(snapshot))
     parts: list[RenderableType] = [facts]
     if snapshot.rungs:
@@ -98,6 +101,7 @@ def _generations_done(snapshot: RunSnapshot) -> float:
 def _generation(snapshot: RunSnapshot) -> str:
     planned = "" if snapshot.n_generations is None else f" of {snapshot.n_generations}"
     done = f"{snapshot.generation}{planned}" if snapshot.generation >= 0 else f"none yet{planned}"
+    done += f", stage {escape(snapshot.stage)}" if snapshot.stage else ""
     if snapshot.has_ended or not snapshot.n_requested:
         return done
     return f"{done}; {escape(snapshot.role)} at {escape(snapshot.rung)}: {snapshot.n_done} of {snapshot.n_requested}"

@@ -80,6 +80,16 @@ def test_a_running_search() -> None:
     assert "nothing new for 2 min 0 s" in _shown(_snapshot(silent_s=120.0))
 
 
+def test_stages_and_fronts() -> None:
+    rows = [{"gen": 0, "best": 0.1, "stage": "32x32"}, {"gen": 1, "best": 0.9, "stage": "16x16"}]
+    staged = _snapshot(generations=(*rows, {"gen": 2, "best": 0.5, "stage": "16x16"}), generation=2)
+    assert staged.history == [0.9, 0.5]  # objectives of another stage do not compare
+    assert "2 of 7, stage 16x16; judge at network: 4 of 8" in _shown(staged)
+    assert "hypervolume" not in _shown(staged)
+    front = _snapshot(generations=tuple({"gen": i, "hypervolume": value} for i, value in enumerate((0.1, 0.3))))
+    assert "hypervolume  0.3  ▁█" in _shown(front)
+
+
 def test_other_states() -> None:
     assert "preparing" in _shown(RunSnapshot("run", "preparing"))
     ended = _shown(_snapshot(status="finished", reason="7 generations"))

@@ -21,7 +21,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -320,18 +320,18 @@ def _smoke_data() -> ImageData:
     return in_memory_data("noise", [split(n) for n in (48, 24, 24)], n_classes=10, mean=MEAN, std=STD, may_flip=True)
 
 
-def _subjects(options: argparse.Namespace, settings: Settings) -> list[Subject]:
+def _subjects(options: argparse.Namespace, settings: Settings) -> Iterator[Subject]:
+    """Yield one network after the other: each holds gigabytes of targets and statistics."""
     if options.smoke:
         model = build_model("resnet20", model_args={"width": 0.125}).eval().requires_grad_(False)
         randomise(model, seed=SEED)
-        return [Subject("resnet20", model, _smoke_data(), settings)]
+        yield Subject("resnet20", model, _smoke_data(), settings)
+        return
     data = load_data(options.data)
-    subjects = []
     for name in options.networks:
         model = build_model(name).eval().requires_grad_(False)
         load_weights(model, options.weights / NETWORKS[name])
-        subjects.append(Subject(name, model, data, settings))
-    return subjects
+        yield Subject(name, model, data, settings)
 
 
 def _settings(options: argparse.Namespace) -> Settings:

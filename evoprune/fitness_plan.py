@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from evoprune.modes import MODES
 from evoprune.search.config import LadderPlan
 from fitness.distillation import DISTILLATION_RUNG
 from fitness.ladder import SHIPPED_RUNG, fewer_images_rung, needs_modules
@@ -23,7 +24,7 @@ FITNESSES: Mapping[str, str] = {
     "distill": "the network after a short finetuning by distillation judges; dear",
     "ladder": "E2 screens, the compensated network judges, elites are judged as they would be shipped",
 }
-_DEFAULTS = {"screen_factor": 2, "n_elites": 4}
+_DEFAULTS = {"screen_factor": 2, "n_elites": 3}
 #: Options that only some fitnesses read; given to another one they are refused, not ignored.
 _READERS: Mapping[str, tuple[str, ...]] = {
     "screen_factor": ("two-step", "network", "ladder"),
@@ -87,6 +88,14 @@ def check_fitness(options: SearchOptions, *, is_object: bool) -> None:
     """
     options.fitness_options(is_trained_here=True)
     plan = ladder_plan(options)
+    mode = MODES[options.mode]
+    for used, names, what in (
+        (mode.uses_screens, ("screen_factor", "n_halvings"), "lets no rung screen"),
+        (mode.uses_elites, ("n_elites", "n_elite_images"), "judges no elites"),
+    ):
+        given = [name for name in names if getattr(options, name)]
+        if given and not used:
+            raise OptionError(f"the mode {options.mode!r} {what}, but `{given[0]}` is given; leave it out")
     if is_object and options.workers and needs_modules(plan.rungs):
         raise OptionError(
             "distillation finetunes the network's own modules, which workers must be able to build from a name, but "

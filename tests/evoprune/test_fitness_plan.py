@@ -55,6 +55,20 @@ def test_options_that_a_fitness_does_not_read_are_refused(values: dict[str, Any]
         ladder_plan(_options(**values))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mode": "pareto", "n_elites": 2}, "the mode 'pareto' judges no elites, but `n_elites` is given"),
+        ({"mode": "pareto", "n_elite_images": 8}, "`n_elite_images` is given"),
+        ({"mode": "random", "screen_factor": 2}, "the mode 'random' lets no rung screen, but `screen_factor` is given"),
+    ],
+)
+def test_options_that_a_mode_has_no_use_for_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        check_fitness(_options(**values), is_object=False)
+    check_fitness(_options(mode=values["mode"]), is_object=False)
+
+
 def test_an_unknown_fitness_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="ladder"):
         _options(fitness="lader")

@@ -70,7 +70,7 @@ SeedShare = Annotated[float, typer.Option(help="Share of the first population th
 RandomShare = Annotated[float, typer.Option(help="Share of population and offspring that follows no criterion.")]
 PriorTemperature = Annotated[float, typer.Option(help="Large values make priors weak, small ones strict.")]
 Fitness = Annotated[str, typer.Option(help="What candidates are judged by: a name of `evoprune list fitness`.")]
-ScreenFactor = Annotated[int | None, typer.Option(help="Offspring screened per offspring judged [ladder: 4].")]
+ScreenFactor = Annotated[int | None, typer.Option(help="Offspring screened per offspring judged [ladder: 2].")]
 Halvings = Annotated[int | None, typer.Option("--halvings", help="Further screens, on half as many images each [0].")]
 Elites = Annotated[
     int | None,

@@ -156,8 +156,11 @@ def test_out_of_memory_halves_the_batch_then_fails_that_candidate_only(monkeypat
 @pytest.mark.parametrize("rung", ["network", "distill"])
 def test_predictions_that_are_not_finite_fail(rung: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator: Any = recipe(rung).build()
-    attribute = "_predict" if rung == "network" else "_logits"
-    monkeypatch.setattr(evaluator, attribute, lambda _: torch.full((16, 10), value))
+    broken = torch.full((16, 10), value)
+    if rung == "network":
+        monkeypatch.setattr(evaluator, "_run", lambda genome: (evaluator.program.slice(genome), broken))
+    else:
+        monkeypatch.setattr(evaluator, "_logits", lambda _: broken)
     evaluations = evaluator.evaluate(setting()[2][:1], rung)
     assert [(e.objective, e.failure, dict(e.metrics)) for e in evaluations] == [
         (math.inf, "the predictions are not finite", {})

@@ -33,6 +33,7 @@ from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.groups import ChannelGroup
 
 E1_RUNG, E2_RUNG = "e1", "e2"
+_MAX_KNOWN = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class TwoStep:
         self.damping = damping
         self.blocks = _blocks(statistics.consumers)
         self._rows: dict[str, Tensor] = {}
+        self._known: dict[tuple[str, bytes], float] = {}  # errors of layers, of which a search asks again and again
         self._eliminations = dict(eliminations or {})
 
     # ------------------------------------------------------------------ errors
@@ -107,12 +109,22 @@ class TwoStep:
 
     def _layer_errors(self, genome: BoolArray) -> Iterator[float]:
         for consumer in self.statistics.consumers:
-            dropped_genes = (~genome[consumer.genes]).astype(np.float64)
-            if not dropped_genes.any() or not consumer.energy > 0:
+            kept = genome[consumer.genes]
+            if kept.all() or not consumer.energy > 0:
                 continue
-            plain = float(dropped_genes @ consumer.gram @ dropped_genes) / 2
-            updated = self._updated_error(consumer, genome)
-            yield (plain if updated is None else min(updated, plain)) * 2 / consumer.energy
+            key = (consumer.layer, np.packbits(kept).tobytes())
+            error = self._known.get(key)
+            if error is None:
+                if len(self._known) >= _MAX_KNOWN:
+                    self._known.clear()
+                error = self._known[key] = self._layer_error(consumer, genome)
+            yield error
+
+    def _layer_error(self, consumer: ConsumerStatistics, genome: BoolArray) -> float:
+        dropped_genes = (~genome[consumer.genes]).astype(np.float64)
+        plain = float(dropped_genes @ consumer.gram @ dropped_genes) / 2
+        updated = self._updated_error(consumer, genome)
+        return (plain if updated is None else min(updated, plain)) * 2 / consumer.energy
 
     def _updated_error(self, consumer: ConsumerStatistics, genome: BoolArray) -> float | None:
         if not self._is_updatable(consumer):

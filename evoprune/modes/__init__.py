@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from evoprune.modes.baselines import search_at_random, take_uniform_l1
 from evoprune.modes.front import search_front
+from evoprune.modes.layerwise import layer_ladder, search_layers
 from evoprune.modes.mode import MeasuresSensitivity, Mode, SearchTask, SensitivityCurve
 from evoprune.modes.staged import search_stages
 from evoprune.modes.whole import search_whole
@@ -28,6 +29,11 @@ MODES: Mapping[str, Mode] = {
         needs_baseline=True,
         uses_screens=False,
         uses_elites=False,
+    ),
+    "layerwise": Mode(
+        "one channel group after the other by two-step errors, the least sensitive first",
+        search_layers,
+        own_ladder=layer_ladder,
     ),
     "staged": Mode(
         "stage after stage, from concrete to abstract; without a budget the ratio emerges",

@@ -89,6 +89,7 @@ class Mode:
         uses_screens: Whether cheap rungs may leave offspring out before they are judged.
         uses_elites: Whether a dear rung may judge the best once more.
         default_budget: The budget where none is given; ``1`` is none.
+        own_ladder: Turns the ladder that was asked for into that of the mode; None takes it as it is.
         options: Options that are read in this mode and in no other.
     """
 
@@ -99,10 +100,13 @@ class Mode:
     uses_screens: bool = True
     uses_elites: bool = True
     default_budget: str = "0.3"
+    own_ladder: Callable[[LadderPlan], LadderPlan] | None = None
     options: tuple[str, ...] = ()
 
     def plan(self, ladder: LadderPlan) -> LadderPlan:
         """Return what the mode uses of ``ladder``."""
+        if self.own_ladder is not None:
+            ladder = self.own_ladder(ladder)
         if not self.uses_screens:
             ladder = replace(ladder, screen=None, halving=())
         return ladder if self.uses_elites else replace(ladder, elite=None)

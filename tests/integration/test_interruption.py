@@ -122,9 +122,14 @@ def test_sigkill_in_the_middle_of_a_generation(options: dict[str, Any], uninterr
     _same_run(folder, uninterrupted)
 
 
-@pytest.mark.parametrize("mode", [{"mode": "staged"}, {"mode": "staged", "budget": 1}], ids=["budget", "free"])
+STAGES = {"mode": "staged", "stages": "features.?,features.1*,features.2*"}
+
+
+@pytest.mark.parametrize(
+    "mode", [STAGES, {**STAGES, "budget": 1}, {"mode": "layerwise"}], ids=["budget", "free", "layers"]
+)
 def test_sigkill_in_a_search_of_parts(options: dict[str, Any], tmp_path: Path, mode: dict[str, Any]) -> None:
-    given = {**options, "stages": "features.?,features.1*,features.2*", "n_generations": 1, **mode}
+    given = {**options, "n_generations": 1, **mode}
     folder, whole = tmp_path / "RUN", tmp_path / "WHOLE"
     result = evoprune.search(**given, out=whole)
     arguments = [sys.executable, "-c", KILLED, repr({**given, "out": str(folder)})]

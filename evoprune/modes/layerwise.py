@@ -1,0 +1,95 @@
+"""Mode ``layerwise``: one channel group after the other, with the two-step approximation as fitness.
+
+References:
+    "A novel channel pruning method for deep neural network compression", arXiv 1805.11394, 2018: a genetic algorithm
+    per layer whose fitness is the two-step approximation, order and ratio by the layer's sensitivity. Only abstract and
+    notes were readable: what is measured, the order and how a budget becomes ratios are our reading. Their distillation
+    between layers is left out; ``evoprune finetune`` distils at the end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evoprune.modes.mode import SearchTask, SensitivityCurve
+from evoprune.modes.plan import Cutter
+from evoprune.modes.sequence import SequentialSearch
+from evoprune.search import LadderPlan, Strategy
+from fitness.two_step import E1_RUNG, E2_RUNG
+from search_spaces import Stage, SubSpace
+from search_spaces.errors import OptionError
+from search_spaces.genome import BoolArray, FloatArray
+
+
+def layer_ladder(ladder: LadderPlan) -> LadderPlan:
+    """Return the plan of this mode: E1 screens, E2 judges, and what would have judged decides between the best."""
+    elite = ladder.judge if ladder.judge not in (E1_RUNG, E2_RUNG) else None
+    return LadderPlan(judge=E2_RUNG, screen=E1_RUNG, elite=elite, n_elites=1)
+
+
+class LayerwiseSearch(SequentialSearch):
+    """Group after group, the least sensitive first; earlier ones frozen at their winner, later ones dense.
+
+    The plan drops the genes of least error per cost until the budgets hold: all groups then lose equally much per cost.
+    A group's sensitivity is the error of its planned cut.
+
+    Args:
+        task: What the run has prepared; its scores are errors, and it has budgets.
+
+    Raises:
+        OptionError: Its scores are not errors, or blocks may be removed, of which no error is known.
+        BudgetError: A budget cannot be met.
+    """
+
+    def __init__(self, task: SearchTask) -> None:
+        space, scores = task.space, task.channel_scores
+        if scores is None or not task.scores_are_errors:
+            raise OptionError(
+                "mode `layerwise` takes order and ratio from two-step errors, but the first prior is another; leave "
+                "out `--prior` and `--compensation`, or begin the priors with two-step"
+            )
+        if space.blocks:
+            raise OptionError(
+                "mode `layerwise` searches channels, but `--block-genes` lets whole blocks be removed, of which no "
+                "error is known; leave it out, or use mode `global` or `staged`"
+            )
+        budgets = {name: value for name, value in task.config.budgets.items() if value is not None}
+        self._scores: FloatArray = scores
+        self._cutter = Cutter(space, list(budgets), scores, are_errors=True, seed=task.options.seed)
+        self._planned = self._cutter.finish(space.all_ones()[0], budgets)
+        errors = [float(scores[g.start : g.stop][~self._planned[g.start : g.stop]].sum()) for g in space.groups]
+        order = np.argsort(errors, kind="stable").tolist()
+        parts = [Stage(space.groups[index].name, np.array([index], np.int64)) for index in order]
+        super().__init__(task, parts, task.config, {"budgets": budgets})
+
+    def _make_plan(self) -> BoolArray:
+        return self._planned
+
+    def _seeds(self, part: SubSpace) -> BoolArray:
+        first = [self._planned[None]] if self.task.seeds is None else [self._planned[None], self.task.seeds]
+        return part.extract(np.concatenate(first))
+
+    @property
+    def curves(self) -> list[SensitivityCurve]:
+        """E2 of every group by what is left of it, in the order of the turns: the least wanted genes go first."""
+        curves = []
+        for part in self.parts:
+            group = self.space.groups[int(part.groups[0])]
+            order = group.start + np.argsort(self._scores[group.start : group.stop], kind="stable")
+            counts = np.arange(group.size - group.min_keep + 1)
+            genomes = self.space.all_ones(len(counts))
+            for n_dropped in counts:
+                genomes[n_dropped, order[:n_dropped]] = False
+            error = np.concatenate([[0.0], np.cumsum(self._scores[order])])[: len(counts)]
+            curves.append(SensitivityCurve(group.name, self._cutter.cost_shares(genomes)[:, 0], error, E2_RUNG))
+        return curves
+
+
+def search_layers(task: SearchTask) -> Strategy:
+    """Return the search of one group after the other.
+
+    Raises:
+        OptionError: There are no two-step errors, or blocks may be removed.
+        BudgetError: A budget cannot be reached.
+    """
+    return LayerwiseSearch(task)

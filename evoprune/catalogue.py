@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evoprune.budget import METRICS
 from evoprune.fitness_plan import FITNESSES
 from evoprune.loggers import LOGGERS
 from evoprune.modes import MODES
@@ -32,6 +33,7 @@ def catalogue() -> dict[str, Mapping[str, str]]:
         "objectives": OBJECTIVES,
         "fitness-images": FITNESS_IMAGES,
         "compensations": COMPENSATIONS,
+        "metrics": {name: metric.purpose for name, metric in METRICS.items()},
         "modes": {name: mode.description for name, mode in MODES.items()},
         "loggers": {name: logger.description for name, logger in LOGGERS.items()},
     }

@@ -16,7 +16,7 @@ from evoprune.run_directory import write_json
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError
 from search_spaces.latency import Conditions, LatencyTable
-from search_spaces.latency_measurement import MeasurementOptions, measure_latency, measure_networks, spread_genomes
+from search_spaces.latency_measurement import MeasurementOptions, measure_latency
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,21 @@ def measure_and_check(
             observer.on_stage("measuring layer shapes", total)
         stop_if_asked(observer, None, f"{done} of {total} layer shapes")
         observer.on_step(done, {})
+        if done == total:
+            observer.on_stage("measuring sliced networks", None)
 
-    fitted_to, checked_on = (np.random.default_rng(part) for part in np.random.SeedSequence(seed).spawn(2))
-    table = measure_latency(model, space, options, name=name, rng=fitted_to, on_progress=on_progress)
-    stop_if_asked(observer, None, "measuring the table")
-    observer.on_stage("checking the table on sliced networks", None)
+    measurement = measure_latency(
+        model,
+        space,
+        options,
+        name=name,
+        rng=np.random.default_rng(seed),
+        n_checks=n_checks,
+        on_progress=on_progress,
+    )
+    table, measured = measurement.table, measurement.checked_ns
     cost = table.cost(space)
-    genomes = spread_genomes(space, n_checks, rng=checked_on)
-    predicted = cost(space.kept_counts(genomes))
-    measured = measure_networks(model, space, genomes, options)
+    predicted = cost(space.kept_counts(measurement.checked))
     errors = np.abs(predicted - measured) / measured
     write_json(out, table.to_json())
     lattice = space.lattice

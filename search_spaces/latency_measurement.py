@@ -71,6 +71,21 @@ class MeasurementOptions:
                 raise OptionError(f"`{rule}` must hold for a measurement of latency, but got {value}")
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """A table, and sliced networks that it was not fitted to.
+
+    Attributes:
+        table: What was measured and fitted.
+        checked: ``(n_checks, n_genes)`` genomes of those networks, cheapest first.
+        checked_ns: ``(n_checks,)`` their measured times.
+    """
+
+    table: LatencyTable
+    checked: BoolArray
+    checked_ns: FloatArray
+
+
 def measure_latency(
     model: nn.Module,
     space: SearchSpace,
@@ -78,16 +93,21 @@ def measure_latency(
     *,
     name: str,
     rng: np.random.Generator,
+    n_checks: int = 0,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> LatencyTable:
-    """Return the latency table of ``model`` on the device that it lies on.
+) -> Measurement:
+    """Return the latency table of ``model`` on the device that it lies on, and networks to check it on.
+
+    The networks that the table is fitted to and those that check it are measured in turn, so that a machine which
+    slows down meanwhile is no error of the table.
 
     Args:
         model: In evaluation mode; not changed. Its weights do not matter.
         space: Its search space.
         options: How to measure.
         name: Of the network, for the record.
-        rng: Draws the networks that the rest is fitted to.
+        rng: Draws the networks that the rest is fitted to, and those that check it.
+        n_checks: Networks to check the table on.
         on_progress: Told of finished layer shapes and their number.
     """
     calls = layer_calls(space.graph, space.layers)
@@ -111,8 +131,11 @@ def measure_latency(
         options.n_rounds,
     )
     table = LatencyTable(network_digest(calls), conditions, tuple(tables), table_of_layer, 1.0, 0.0, 0.0)
-    genomes = np.concatenate([space.all_ones(), spread_genomes(space, options.n_networks - 1, rng=rng)])
-    return _fitted(table, space, calls, genomes, measure_networks(model, space, genomes, options))
+    fitted = np.concatenate([space.all_ones(), spread_genomes(space, options.n_networks - 1, rng=rng)])
+    checked = spread_genomes(space, n_checks, rng=rng)
+    times = measure_networks(model, space, np.concatenate([fitted, checked]), options)
+    table = _fitted(table, space, calls, fitted, times[: len(fitted)])
+    return Measurement(table, checked, times[len(fitted) :])
 
 
 def spread_genomes(space: SearchSpace, n: int, *, rng: np.random.Generator) -> BoolArray:

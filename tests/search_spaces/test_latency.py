@@ -272,15 +272,19 @@ def test_a_measured_table_fits_the_network_it_was_measured_on() -> None:
     model, _, space = traced("residual")
     options = MeasurementOptions(batch_size=2, n_rounds=1, max_points=2, n_networks=3)
     n_threads, seen = torch.get_num_threads(), []
-    table = measure_latency(
+    measurement = measure_latency(
         model,
         space,
         options,
         name="residual",
         rng=np.random.default_rng(0),
+        n_checks=2,
         on_progress=lambda done, total: seen.append((done, total)),
     )
+    table = measurement.table
     assert torch.get_num_threads() == n_threads
+    assert measurement.checked.shape == (2, space.n_genes)
+    assert (measurement.checked_ns > 0).all()
     assert seen == [(i + 1, len(table.tables)) for i in range(len(table.tables))]
     assert (table.conditions.batch_size, table.conditions.n_threads, table.conditions.model) == (2, 1, "residual")
     assert all((np.array(part.times_ns) > 0).all() for part in table.tables)

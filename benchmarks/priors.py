@@ -38,7 +38,7 @@ from fitness.evaluation import Evaluator
 from fitness.network import NETWORK_RUNG
 from fitness.options import COMPENSATIONS, FitnessOptions
 from fitness.recipe import EvaluatorRecipe, make_recipe
-from search_spaces.errors import EvoPruneError
+from search_spaces.errors import EvoPruneError, UnknownNameError
 
 ROLES = ("seeds", "prior", "both")
 RANDOM_SEARCH, NEITHER = "random search", "neither"
@@ -163,10 +163,10 @@ class Bench:
         return values[:n_evaluations], search.best.genome
 
 
-def arms_of(criteria: Sequence[str]) -> list[Arm]:
-    """Return the two ways that know nothing, then every criterion in every role."""
+def arms_of(criteria: Sequence[str], roles: Sequence[str] = ROLES) -> list[Arm]:
+    """Return the two ways that know nothing, then every criterion in every one of ``roles``."""
     return [Arm(RANDOM_SEARCH, RANDOM_SEARCH), Arm(NEITHER, NEITHER)] + [
-        Arm(criterion, role) for criterion in criteria for role in ROLES
+        Arm(criterion, role) for criterion in criteria for role in roles
     ]
 
 
@@ -300,6 +300,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="resnet56,vgg16", help=f"of {', '.join(BUDGETS)}")
     parser.add_argument("--criteria", help="names separated by commas, mixture among them; all by default")
+    parser.add_argument("--roles", default=",".join(ROLES), help="of seeds, prior, both")
     parser.add_argument("--evaluations", type=int, default=160)
     parser.add_argument("--population", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=5, help="how many master seeds: 0, 1, ...")
@@ -329,6 +330,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.smoke:
         criteria, networks = (options.criteria or "l1,qsfm-ssim").split(","), [SMOKE]
         n_evaluations, population, n_seeds, n_images = 12, 4, 1, 8
+    roles = options.roles.split(",")
+    for role in roles:
+        if role not in ROLES:
+            raise UnknownNameError("role", role, ROLES)
     for name in criteria:
         Arm(name, "both").choice()  # a misspelt name should not wait for the images
     data: ImageData = load_images(options.data, smoke=options.smoke)
@@ -337,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for network in networks:
         setting = Setting(network, BUDGETS[network], n_evaluations, population, options.fitness, n_images)
         bench = Bench(load_subject(network, data, weights=options.weights, smoke=options.smoke), setting)
-        arms, started = arms_of(criteria), time.perf_counter()
+        arms, started = arms_of(criteria, roles), time.perf_counter()
         n_runs = len(arms) * n_seeds
         for n_done, row in enumerate(collect(bench, arms, range(n_seeds), results), 1):
             rows.append(row)

@@ -64,6 +64,7 @@ def test_an_arm_asks_criteria_for_its_role_alone() -> None:
     assert Arm("l1", "both").choice().priors == ("l1",)
     assert not Arm(NEITHER, NEITHER).choice().seeds
     assert len(arms_of(["l1", "l2"])) == 2 + 2 * 3
+    assert arms_of(["l1"], ["both"])[2:] == [Arm("l1", "both")]
 
 
 def test_a_line_that_was_cut_off_is_no_row(tmp_path: Path) -> None:
@@ -80,6 +81,8 @@ def test_a_line_that_was_cut_off_is_no_row(tmp_path: Path) -> None:
 def test_a_misspelt_criterion_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="unknown criterion 'l3'"):
         priors.main(["--smoke", "--criteria", "l3"])
+    with pytest.raises(UnknownNameError, match="unknown role 'seed'"):
+        priors.main(["--smoke", "--roles", "seed"])
 
 
 def test_the_search_benchmark_repeats_itself_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

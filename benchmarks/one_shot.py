@@ -4,11 +4,11 @@ Question: how good is a network that one criterion cuts in one shot, at 0.7, 0.5
 Torch-Pruning's implementation of the same criterion choose better or worse channels?
 
 Varied: network, criterion, budget, and what the cut network gets (batch-norm statistics estimated anew, or sequential
-compensation). Equal everywhere: calibration images, test images, and the widths. Every layer keeps the same share of
-its channels and residual streams stay whole, as these rules are published; criteria that say how wide layers should be
-get a second row with their own widths. Torch-Pruning's importances are computed by its own code on its own dependency
-graph for the same groups, and then rank channels at the same widths in the same run. Measured: test accuracy, no
-gradient step.
+compensation). Equal everywhere: calibration images, test images, and the widths, but for the last channels that fill
+the budget. Every layer keeps the same share of its channels and residual streams stay whole, as these rules are
+published; criteria that say how wide layers should be get a second row with their own widths. Torch-Pruning's
+importances are computed by its own code on its own dependency graph for the same groups, and then rank channels in the
+same way in the same run. Measured: test accuracy, no gradient step.
 
 Every row is a line of the results file; started again, the benchmark goes on where it was stopped.
 """

@@ -112,6 +112,7 @@ def test_rules_meet_the_budget_and_the_peer_ranks_the_same_groups(
     rows = {row["rule"]: row for row in map(json.loads, out.read_text().splitlines())}
     assert set(rows) == {"l2", "l2, Torch-Pruning", "bn-gamma", "bn-gamma, own widths", "bn-gamma, Torch-Pruning"}
     assert all(row["macs"] <= 0.5 and 0 <= row["sequential"] <= 1 for row in rows.values())
-    assert rows["l2"]["macs"] == rows["l2, Torch-Pruning"]["macs"]  # equal widths
+    macs = rows["l2"]["macs"]  # equal widths, but for the last channels that fill the budget
+    assert rows["l2, Torch-Pruning"]["macs"] == pytest.approx(macs, abs=0.01)
     assert "| l2, Torch-Pruning |" in docs.read_text()
     capsys.readouterr()

@@ -17,11 +17,12 @@ def result_table(result: SearchResult) -> Table:
     """Return the three networks of a search side by side: dense, evolved, and uniform L1 at the same cost."""
     table = Table(title=f"{escape(result.model)} on {escape(result.data)}, seed {result.seed}", title_justify="left")
     further = [figures for figures in result.budgets if figures.metric not in ("macs", "params")]
-    table.add_column("network", no_wrap=not further)
+    table.add_column("network", no_wrap=True)
     metrics = ["macs", "params", *(figures.metric for figures in further)]
     for metric in metrics:
         table.add_column(METRICS[metric].heading, justify="right", no_wrap=True)
-        table.add_column("of dense", justify="right", no_wrap=True)
+        if not further:
+            table.add_column("of dense", justify="right", no_wrap=True)
     table.add_column("test", justify="right", no_wrap=True)
     dense = [result.macs_dense, result.n_params_dense, *(figures.cost_dense for figures in further)]
     evolved = [result.macs, result.n_params, *(figures.cost for figures in further)]
@@ -41,7 +42,8 @@ def result_table(result: SearchResult) -> Table:
     for name, costs, accuracy in rows:
         cells = []
         for metric, cost, cost_dense in zip(metrics, costs, dense, strict=True):
-            cells += [format_cost(cost, metric), f"{cost / cost_dense:.2%}"]
+            pair = [format_cost(cost, metric), f"{cost / cost_dense:.2%}"]
+            cells += ["\n".join(pair)] if further else pair  # a line of them all would be wider than a terminal
         table.add_row(name, *cells, f"{accuracy:.2%}", style="bold" if name == "evolved" else "")
     return table
 

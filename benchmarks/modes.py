@@ -15,6 +15,8 @@ evaluations, and after so many seconds, as a ratio to the greedy rule's on the s
 other images of another seed; evaluations per second. Seconds are CPU seconds of one core from the first request on:
 what an idle machine takes. What criteria and statistics of the dense network cost before is not counted.
 
+Evaluations are those of the network rung; what a mode judges by cheaper rungs besides shows in its seconds.
+
 Modes that divide their generations among stages or layers are run twice, with generations planned for the evaluations
 and for the seconds; the others once, until both are reached. Every finished search is one line of the results file, so
 that a run can be stopped at any time and goes on where it was.
@@ -71,6 +73,7 @@ class Results:
             "steps": course.steps,
             "n_evaluations": course.n_evaluations,
             "seconds": round(course.seconds, 4),
+            "n_generations": course.n_generations,
             "check": dict(check),
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,11 +96,10 @@ def planned_generations(task: Task, setting: Setting, results: Results) -> int:
     """Return the generations that fill the evaluations, or the seconds at the rate measured before."""
     if task.protocol == "both":
         return _NEVER
-    n_evaluations = float(setting.evaluations)
     if task.protocol == "seconds":
         before = results.rows[replace(task, protocol="evaluations")]
-        n_evaluations = setting.seconds * before["n_evaluations"] / max(before["seconds"], 1e-9)
-    return max(round(n_evaluations / setting.population) - 1, 1)
+        return max(round(setting.seconds * before["n_generations"] / max(before["seconds"], 1e-9)), 1)
+    return max(round(setting.evaluations / setting.population) - 1, 1)
 
 
 def run_all(

@@ -25,7 +25,7 @@ from evoprune.preparation import Preparation, prepare, resolve_device
 from evoprune.run_directory import RunDirectory
 from evoprune.runner import run_search
 from evoprune.search import Repairer
-from evoprune.session import knowledge_of, make_executor, make_search, recipe_of
+from evoprune.session import knowledge_of, make_executor, make_search, plan_of, recipe_of
 from evoprune.stopping import Progress
 from fitness.network import NETWORK_RUNG
 from fitness.seeding import two_step_scores, width_seeds
@@ -83,6 +83,7 @@ class Course:
     steps: list[tuple[int, float, float]]
     n_evaluations: int = 0
     seconds: float = 0.0
+    n_generations: int = 0
     winners: list[BoolArray] = field(default_factory=list)
 
     def add(self, genome: BoolArray, objective: float, seconds: float, *, is_feasible: bool) -> None:
@@ -104,15 +105,17 @@ class Course:
 
 @dataclass(frozen=True)
 class Both:
-    """Ends a search when it has made so many evaluations and worked so many seconds."""
+    """Ends a search when the network rung has judged so many candidates and so many seconds have passed."""
 
     n_evaluations: int
     seconds: float
     urgent: bool = True
+    recorder: CourseRecorder | None = None
 
     def reason(self, progress: Progress) -> str | None:
         """Return why the search ends now; None to go on."""
-        is_reached = progress.n_evaluations >= self.n_evaluations and progress.elapsed_s >= self.seconds
+        n_judged = progress.n_evaluations if self.recorder is None else self.recorder.n_judged
+        is_reached = n_judged >= self.n_evaluations and progress.elapsed_s >= self.seconds
         return "evaluations and seconds" if is_reached else None
 
 
@@ -121,11 +124,13 @@ class CourseRecorder(Callback):
 
     def __init__(self) -> None:
         self.chunks: list[tuple[float, list[tuple[str, float]]]] = []
+        self.n_judged = 0
 
     def on_evaluations(self, event: EvaluationsFinished) -> None:
         """Keep digests and objectives."""
         judged = [(e.digest, e.objective) for e in event.evaluations if e.rung == NETWORK_RUNG]
         self.chunks.append((event.elapsed_s, judged))
+        self.n_judged += len(judged)
 
 
 class Bench:
@@ -135,7 +140,7 @@ class Bench:
         self.network, self.seed, self.setting = network, seed, setting
         self._source = dict(source)
         self._prepared: Preparation | None = None
-        self._executors: dict[int, Executor] = {}
+        self._executors: dict[tuple[int, tuple[str, ...]], Executor] = {}
         self._knowledge: dict[float, Knowledge] = {}
 
     def close(self) -> None:
@@ -168,12 +173,14 @@ class Bench:
             self._prepared = prepare(self.options(), SilentObserver(), device=resolve_device("cpu"))
         return replace(self._prepared, budgets={"macs": budget})
 
-    def executor(self, seed: int | None = None) -> Executor:
-        """Return what judges the candidates, or, with another ``seed``, the winners."""
-        key = self.seed if seed is None else seed
+    def executor(self, seed: int | None = None, mode: str = "global") -> Executor:
+        """Return what judges the candidates of ``mode``, or, with another ``seed``, the winners."""
+        options = self.options(mode)
+        key = (self.seed if seed is None else seed, plan_of(options, self.preparation(1.0)).rungs)
         if key not in self._executors:
             n_images = self.setting.images if seed is None else self.setting.check_images
-            self._executors[key] = make_executor(self.options(seed=key, n_images=n_images), self.preparation(1.0))
+            options = self.options(mode, seed=key[0], n_images=n_images)
+            self._executors[key] = make_executor(options, self.preparation(1.0))
         return self._executors[key]
 
     def knowledge(self, budget: float) -> Knowledge:
@@ -229,7 +236,13 @@ class Bench:
             run = RunDirectory.create(Path(folder) / "run", options={}, hashes={})
             with EvaluationStore(run.evaluations_path, space.n_genes, space.fingerprint) as store:
                 outcome = run_search(
-                    search, self.executor(), store, run, callbacks=[recorder], stop=end, clock=time.process_time
+                    search,
+                    self.executor(mode=task.method),
+                    store,
+                    run,
+                    callbacks=[recorder],
+                    stop=replace(end, recorder=recorder),
+                    clock=time.process_time,
                 )
                 genomes = {record.evaluation.digest: record.genome for record in store.records(NETWORK_RUNG)}
         if outcome.status != "finished":
@@ -240,6 +253,7 @@ class Bench:
                 genome = genomes[digest]
                 course.add(genome, objective, seconds, is_feasible=self.is_feasible(genome, task.budget))
         course.seconds = outcome.elapsed_s
+        course.n_generations = outcome.generation + 1
         return course
 
     def _run_deap(self, budget: float, end: Both) -> Course:

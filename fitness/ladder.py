@@ -170,7 +170,7 @@ def _shipped(recipe: EvaluatorRecipe, program: Program) -> NetworkEvaluator:
         program,
         recipe.inputs("elite/images"),
         recipe.tensor("elite/soft_labels"),
-        recipe.inputs("final/images"),
+        recipe.inputs("elite/calibration"),
         replace(recipe.options, solve=final_solve(recipe.options)),
         recipe.elite_part_sizes,
         SHIPPED_RUNG,

@@ -44,6 +44,8 @@ class FitnessOptions:
         final_positions: Most output positions per image and layer for it.
         final_multiplications: Bound on the multiplications of one layer's solve for it.
         final_rectified_passes: Further solves for rectified outputs for it.
+        final_max_bytes: Bound on the largest activation of all its calibration images; wide inputs get fewer images.
+        n_elite_calibration_images: As many of them, at most, for elites, which are solved in the same way.
         batch_size: Images per forward pass.
         max_prefix_bytes: Bound on the activations that each thread keeps of what candidates share; 0 keeps none. No
             result depends on it.
@@ -59,10 +61,12 @@ class FitnessOptions:
     n_distillation_steps: int = 200
     compensation: Literal["sequential", "merge", "recalibrate", "none"] = "sequential"
     solve: CompensationOptions = field(default_factory=CompensationOptions)
-    final_calibration_images: int = 2000
-    final_positions: int = 32
+    final_calibration_images: int = 6000
+    final_positions: int = 16
     final_multiplications: float = 1e11
-    final_rectified_passes: int = 1
+    final_rectified_passes: int = 3
+    final_max_bytes: int = 1 << 31
+    n_elite_calibration_images: int = 1000
     batch_size: int = 256
     max_prefix_bytes: int = 1 << 29
 
@@ -94,6 +98,8 @@ class FitnessOptions:
             "n_distillation_steps",
             "final_calibration_images",
             "final_positions",
+            "final_max_bytes",
+            "n_elite_calibration_images",
             "batch_size",
         ):
             if getattr(self, rule) < 1:

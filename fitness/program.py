@@ -144,6 +144,21 @@ def keep_mask(genes: IntArray, genome: BoolArray) -> BoolArray:
     return np.where(genes == KEPT, True, genome[np.maximum(genes, 0)])
 
 
+def largest_activation(program: Program, inputs: Tensor) -> int:
+    """Return how many elements the largest value of the dense network has for ``inputs``."""
+    largest = inputs.numel()
+
+    def record(name: str, value: Any) -> None:
+        del name
+        nonlocal largest
+        if isinstance(value, Tensor):
+            largest = max(largest, value.numel())
+
+    with torch.inference_mode():
+        program.run(program.slice(program.space.all_ones()[0]), [inputs], on_value=record)
+    return largest
+
+
 class Program:
     """The folded network. Immutable; safe to run from several threads."""
 

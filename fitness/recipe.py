@@ -20,7 +20,7 @@ from fitness.merging import MergeCompensation
 from fitness.network import NETWORK_RUNG
 from fitness.options import FitnessOptions
 from fitness.precision import gains_by_bfloat16
-from fitness.program import Program
+from fitness.program import Program, largest_activation
 from fitness.recalibration import recalibrate
 from fitness.writeback import compensated_model
 from search_spaces import SearchSpace, prune_model
@@ -150,7 +150,8 @@ def make_recipe(
         elite = data.val.take(_unseen_first(len(data.val), judged, options.n_elite_images, rng))
         elite, elite_part_sizes = _as_judged(elite, options, rng)
         arrays |= _judged_arrays("elite", elite, data.n_classes)
-        arrays["final/images"] = final_images(data, options, seed).numpy()
+        final = final_images(model, space, data, options, seed)
+        arrays["elite/calibration"] = final[_evenly(len(final), options.n_elite_calibration_images)].numpy()
     if needs_modules(rungs):
         lessons = _draw(data.train, options.n_lessons, np.random.default_rng([seed, _IMAGE_STREAM, 3]))
         arrays["lessons/images"], arrays["lessons/labels"] = lessons.images.numpy(), lessons.labels.numpy()
@@ -169,10 +170,16 @@ def make_recipe(
     )
 
 
-def final_images(data: ImageData, options: FitnessOptions, seed: int) -> Tensor:
-    """Return the uint8 training images from which the network that is handed back is compensated."""
+def final_images(model: nn.Module, space: SearchSpace, data: ImageData, options: FitnessOptions, seed: int) -> Tensor:
+    """Return the uint8 training images from which the network that is handed back is compensated.
+
+    So many that the largest activation of all of them stays within ``options.final_max_bytes`` in float32.
+    """
     rng = np.random.default_rng([seed, _IMAGE_STREAM, 1])
-    return _draw(data.train, options.final_calibration_images, rng).images
+    program = Program(space, named_tensors(model))
+    n_elements = largest_activation(program, normalise(data.train.take(np.arange(1)).images, data.mean, data.std))
+    n_fitting = max(1, options.final_max_bytes // (4 * n_elements))
+    return _draw(data.train, min(options.final_calibration_images, n_fitting), rng).images
 
 
 def final_network(
@@ -198,7 +205,7 @@ def final_network(
             where there are none.
     """
     options = options or FitnessOptions()
-    inputs = normalise(final_images(data, options, seed), data.mean, data.std)
+    inputs = normalise(final_images(model, space, data, options, seed), data.mean, data.std)
     if options.compensation == "none":
         return prune_model(model, space, genome).eval()
     if options.compensation == "recalibrate":
@@ -222,6 +229,12 @@ def _draw(split: Any, n: int, rng: np.random.Generator) -> ImageBatch:
 
 def _indices(n_images: int, n: int, rng: np.random.Generator) -> IntArray:
     return np.sort(rng.choice(n_images, min(n, n_images), replace=False))
+
+
+def _evenly(n_images: int, n: int) -> IntArray:
+    """Return at most ``n`` indices below ``n_images``, evenly spread."""
+    n_chosen = min(n, n_images)
+    return np.arange(n_chosen) * n_images // max(n_chosen, 1)
 
 
 def _unseen_first(n_images: int, seen: IntArray, n: int, rng: np.random.Generator) -> IntArray:

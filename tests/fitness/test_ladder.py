@@ -18,12 +18,13 @@ from fitness.evaluation import Evaluation
 from fitness.ladder import ModelSource
 from fitness.network import NetworkEvaluator
 from fitness.options import FitnessOptions
-from fitness.program import Program
-from fitness.recipe import EvaluatorRecipe, final_network, make_recipe
+from fitness.program import Program, largest_activation
+from fitness.recipe import EvaluatorRecipe, final_images, final_network, make_recipe
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError, UnknownNameError
 from search_spaces.genome import BoolArray
 from search_spaces.models import build_model
+from search_spaces.surgery import named_tensors
 from search_spaces.verification import randomise
 
 RUNGS = ("e1", "e2", "wavelet", "network@8", "network", "shipped", "distill")
@@ -195,3 +196,19 @@ def test_layers_that_keep_their_weights_are_counted(monkeypatch: pytest.MonkeyPa
     evaluator.compensate.inputs = evaluator.compensate.inputs * math.nan
     (found,) = evaluator.evaluate(setting()[2][:1], "network")
     assert found.metrics["n_uncompensated"] == len(evaluator.compensate(setting()[2][0]).uncompensated) > 0
+
+
+def test_wide_activations_get_fewer_final_images() -> None:
+    model, space, _ = setting()
+    n_elements = largest_activation(Program(space, named_tensors(model)), torch.zeros(1, *data().input_shape))
+    options = replace(OPTIONS, final_max_bytes=7 * 4 * n_elements)
+    assert len(final_images(model, space, data(), options, seed=0)) == 7
+    assert len(final_images(model, space, data(), replace(options, final_max_bytes=1), seed=0)) == 1
+    assert len(final_images(model, space, data(), OPTIONS, seed=0)) == OPTIONS.final_calibration_images
+
+
+def test_elites_are_solved_on_an_even_share_of_the_final_images() -> None:
+    model, space, _ = setting()
+    options = replace(OPTIONS, n_elite_calibration_images=10)
+    final = final_images(model, space, data(), options, seed=5).numpy()
+    np.testing.assert_array_equal(recipe("network", "shipped", options=options).arrays["elite/calibration"], final[::4])

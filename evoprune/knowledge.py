@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,7 @@ class KnowledgeSource:
     """
 
     def __init__(self, recipe: EvaluatorRecipe, model: nn.Module | None = None, seed: int = 0) -> None:
-        self._recipe = recipe
+        self._recipe = replace(recipe, device="cpu")  # once per run, mostly on small matrices in float64
         self._model = model
         self._seed = seed
         self._data: dict[int, CriterionInput] = {}

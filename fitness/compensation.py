@@ -89,7 +89,7 @@ def gather_outputs(value: Tensor, positions: Tensor) -> Tensor:
         return value.float()
     batch, channels = value.shape[:2]
     rows = value.movedim(1, -1).reshape(-1, channels)
-    offsets = torch.arange(batch).unsqueeze(1) * (rows.shape[0] // batch)
+    offsets = torch.arange(batch, device=value.device).unsqueeze(1) * (rows.shape[0] // batch)
     return rows.index_select(0, (positions + offsets).reshape(-1)).float()
 
 
@@ -116,8 +116,9 @@ def gather_patches(layer: FoldedLayer, value: Tensor, positions: Tensor, output_
     row = padded.shape[2]
     rows, columns = positions // output_width, positions % output_width
     origin = rows * (step_y * row) + columns * step_x
-    origin = origin + torch.arange(batch).unsqueeze(1) * (padded.shape[1] * row)
+    origin = origin + torch.arange(batch, device=value.device).unsqueeze(1) * (padded.shape[1] * row)
     taps = torch.arange(layer.kernel[0]).unsqueeze(1) * (gap_y * row) + torch.arange(layer.kernel[1]) * gap_x
+    taps = taps.to(value.device)
     index = origin.unsqueeze(-1) + taps.reshape(-1)
     patches = padded.reshape(-1, channels).index_select(0, index.reshape(-1))
     return patches.reshape(-1, taps.numel() * channels).float()
@@ -283,8 +284,8 @@ class SequentialCompensation:
                     else torch.zeros((len(value), 1), dtype=torch.int64)
                 )
                 self.targets[layer_name] = _Target(
-                    rows=gather_outputs(value, positions),
-                    positions=positions,
+                    rows=gather_outputs(value, positions.to(value.device)),
+                    positions=positions.to(value.device),
                     output_width=value.shape[-1] if value.ndim == 4 else 1,
                     partner=partners.get(layer_name, ("", None))[1],
                     is_rectified=name in rectified,
@@ -330,7 +331,7 @@ class SequentialCompensation:
                 return
             step_input = values[self._input_of[layer.name]]
             regressors = gather_patches(layer, step_input, target.positions, target.output_width)
-            rows = target.rows[:, torch.from_numpy(np.flatnonzero(keep_mask(layer.out_genes, genome)))]
+            rows = target.rows[:, np.flatnonzero(keep_mask(layer.out_genes, genome))]
             offset = None if target.partner is None else gather_outputs(values[target.partner], target.positions)
             regression = Regression(regressors, self.options.damping, layer.has_bias)
             if not regression.is_well_posed:

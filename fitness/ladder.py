@@ -138,6 +138,9 @@ def build_ladder(recipe: EvaluatorRecipe, model: nn.Module | None = None) -> Eva
 
 
 def _two_step(recipe: EvaluatorRecipe, program: Program) -> TwoStepEvaluator:
+    if recipe.device != "cpu":  # small matrices in float64 are the processor's
+        recipe = replace(recipe, device="cpu")
+        program = recipe.program()
     statistics = cached_statistics(program, recipe.calibration_inputs(), SEARCH_STATISTICS)
     return TwoStepEvaluator(TwoStep(program, statistics))
 

@@ -508,14 +508,15 @@ def slice_layer(layer: FoldedLayer, genome: BoolArray) -> tuple[Tensor, Tensor]:
     if layer.record.is_depthwise and layer.record.is_transposed:
         out_axis = 0
     if not keep_out.all():
-        index = torch.from_numpy(np.flatnonzero(keep_out))
+        index = torch.from_numpy(np.flatnonzero(keep_out)).to(weight.device)
         bias = bias[index]
         per_group = index[: len(index) // layer.record.groups] if out_axis == 1 else index
         weight = weight.index_select(out_axis, per_group)
     if layer.in_genes is not None:
         keep_in = keep_mask(layer.in_genes, genome)
         if not keep_in.all():
-            weight = weight.index_select(in_axis, torch.from_numpy(np.flatnonzero(keep_in)))
+            kept = torch.from_numpy(np.flatnonzero(keep_in)).to(weight.device)
+            weight = weight.index_select(in_axis, kept)
     return weight, bias
 
 

@@ -132,7 +132,10 @@ def test_workers_that_a_busy_cluster_does_not_start_in_time_are_an_error() -> No
 
 
 INTERRUPTED = """
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from evoprune.execution.ray_executor import RayExecutor
 from tests.evoprune.test_ray_executor import GENOMES, RECIPE
 
@@ -159,6 +162,9 @@ def test_an_interrupt_ends_in_order() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
-        output, errors = process.communicate(timeout=60)
+        try:
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, output) == (0, "closed\n"), errors
     assert errors == ""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitness.compensation import from_rows
+from fitness.compensation import Prefix, from_rows
 from fitness.layer_error import optimal_update
 from fitness.planar import PlanarLayer, planar
 from fitness.program import Program, SlicedTensors, keep_mask
@@ -53,11 +53,13 @@ class StaticCompensation:
             if view is not None and not layer.is_shared and not layer.record.is_transposed and consumer.n_rows:
                 self.consumers.append((consumer, view))
 
-    def __call__(self, genome: BoolArray) -> SlicedTensors:
+    def __call__(self, genome: BoolArray, prefix: Prefix | None = None) -> SlicedTensors:
         """Return the sliced tensors of ``genome`` ``(n_genes,)`` in float32, compensated.
 
-        A layer whose system is ill-conditioned keeps its weights, and is named in ``uncompensated``.
+        Every layer is solved on its own and no image runs: what a ``prefix`` would spare does not exist here. A layer
+        whose system is ill-conditioned keeps its weights, and is named in ``uncompensated``.
         """
+        del prefix
         tensors = self.program.slice(genome)
         with torch.no_grad():
             for consumer, view in self.consumers:

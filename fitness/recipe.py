@@ -215,6 +215,9 @@ def final_network(
     program = Program(space, named_tensors(model))
     if options.compensation == "merge":
         return compensated_model(model, program, MergeCompensation(program, inputs)(genome))
+    if gains_by_bfloat16("cpu"):  # activations alone: solves and weights stay in float32
+        inputs = inputs.to(torch.bfloat16)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
     tensors = SequentialCompensation(program, inputs, final_solve(options))(genome)
     if tensors.uncompensated and on_uncompensated is not None:
         on_uncompensated(tensors.uncompensated)

@@ -24,7 +24,7 @@ FITNESSES: Mapping[str, str] = {
     "distill": "the network after a short finetuning by distillation judges; dear",
     "ladder": "E2 screens, the compensated network judges, elites are judged as they would be shipped",
 }
-_DEFAULTS = {"screen_factor": 2, "n_elites": 3}
+_DEFAULTS = {"screen_factor": 2, "n_elites": 2}
 #: Options that only some fitnesses read; given to another one they are refused, not ignored.
 _READERS: Mapping[str, tuple[str, ...]] = {
     "screen_factor": ("two-step", "network", "ladder"),

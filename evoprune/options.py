@@ -84,7 +84,7 @@ class SearchOptions(NetworkOptions):
     mode: Annotated[str, Field(description="a name of `evoprune list modes`")] = "global"
     seed: Annotated[int, Field(ge=0, lt=2**63, description="the master seed")]
     population_size: Annotated[int, Field(ge=4, description="individuals per generation")] = 16
-    n_generations: Annotated[int, Field(ge=0, description="generations after the initial population")] = 12
+    n_generations: Annotated[int, Field(ge=0, description="generations after the initial population")] = 10
     seed_with: Annotated[
         str, Field(description="criteria that propose first genomes: names separated by commas, mixture or none")
     ] = MIXTURE

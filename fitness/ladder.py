@@ -169,12 +169,13 @@ def _network(recipe: EvaluatorRecipe, program: Program, rung: str) -> NetworkEva
 
 
 def _shipped(recipe: EvaluatorRecipe, program: Program) -> NetworkEvaluator:
+    multiplications = min(recipe.options.elite_multiplications, recipe.options.final_multiplications)
     return NetworkEvaluator(
         program,
         recipe.inputs("elite/images"),
         recipe.tensor("elite/soft_labels"),
         recipe.inputs("elite/calibration"),
-        replace(recipe.options, solve=final_solve(recipe.options)),
+        replace(recipe.options, solve=replace(final_solve(recipe.options), max_multiplications=multiplications)),
         recipe.elite_part_sizes,
         SHIPPED_RUNG,
     )

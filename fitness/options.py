@@ -46,6 +46,7 @@ class FitnessOptions:
         final_rectified_passes: Further solves for rectified outputs for it.
         final_max_bytes: Bound on the largest activation of all its calibration images; wide inputs get fewer images.
         n_elite_calibration_images: As many of them, at most, for elites, which are solved in the same way.
+        elite_multiplications: Bound on the multiplications of one layer's solve for them.
         batch_size: Images per forward pass.
         max_prefix_bytes: Bound on the activations that each thread keeps of what candidates share; 0 keeps none. No
             result depends on it.
@@ -66,7 +67,8 @@ class FitnessOptions:
     final_multiplications: float = 1e11
     final_rectified_passes: int = 3
     final_max_bytes: int = 1 << 31
-    n_elite_calibration_images: int = 1000
+    n_elite_calibration_images: int = 512
+    elite_multiplications: float = 1e10
     batch_size: int = 256
     max_prefix_bytes: int = 1 << 29
 

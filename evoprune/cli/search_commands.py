@@ -74,7 +74,7 @@ ScreenFactor = Annotated[int | None, typer.Option(help="Offspring screened per o
 Halvings = Annotated[int | None, typer.Option("--halvings", help="Further screens, on half as many images each [0].")]
 Elites = Annotated[
     int | None,
-    typer.Option("--elites", help="Individuals per generation that are judged as they would be shipped [ladder: 3]."),
+    typer.Option("--elites", help="Individuals per generation that are judged as they would be shipped [ladder: 2]."),
 ]
 NEliteImages = Annotated[int | None, typer.Option(help="Images that judge elites [ladder: 2048].")]
 DistillSteps = Annotated[

@@ -51,7 +51,7 @@ class NetworkOptions(Options):
     ] = 1
     round_to: Annotated[int, Field(ge=1, description="kept channels of a group are a multiple of it")] = 1
     block_genes: Annotated[bool, Field(description="whether whole residual blocks may be removed")] = False
-    train_epochs: Annotated[int, Field(ge=1, description="epochs of training where no weights are given")] = 12
+    train_epochs: Annotated[int, Field(ge=1, description="epochs of training where no weights are given")] = 8
 
     @field_validator("input_shape")
     @classmethod
@@ -84,7 +84,7 @@ class SearchOptions(NetworkOptions):
     mode: Annotated[str, Field(description="a name of `evoprune list modes`")] = "global"
     seed: Annotated[int, Field(ge=0, lt=2**63, description="the master seed")]
     population_size: Annotated[int, Field(ge=4, description="individuals per generation")] = 16
-    n_generations: Annotated[int, Field(ge=0, description="generations after the initial population")] = 10
+    n_generations: Annotated[int, Field(ge=0, description="generations after the initial population")] = 8
     seed_with: Annotated[
         str, Field(description="criteria that propose first genomes: names separated by commas, mixture or none")
     ] = MIXTURE

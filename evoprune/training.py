@@ -36,7 +36,7 @@ class TrainingRecipe(GradientRecipe):
         label_smoothing: In [0, 1).
     """
 
-    epochs: int = 12
+    epochs: int = 8
     batch_size: int = 64
     learning_rate: float = 0.05
     warm_up_share: float = 0.25

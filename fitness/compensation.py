@@ -42,7 +42,7 @@ class CompensationOptions:
     """
 
     n_positions: int = 32
-    max_multiplications: float = 2e9
+    max_multiplications: float = 1e9
     damping: float = 1e-3
     every_layer: bool = False
     n_rectified_passes: int = 0

@@ -64,11 +64,11 @@ class FitnessOptions:
     solve: CompensationOptions = field(default_factory=CompensationOptions)
     final_calibration_images: int = 6000
     final_positions: int = 16
-    final_multiplications: float = 1e11
+    final_multiplications: float = 4e10
     final_rectified_passes: int = 3
     final_max_bytes: int = 1 << 31
     n_elite_calibration_images: int = 512
-    elite_multiplications: float = 1e10
+    elite_multiplications: float = 5e9
     batch_size: int = 256
     max_prefix_bytes: int = 1 << 29
 

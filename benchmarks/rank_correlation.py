@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional
 
-from evoprune.finetuning import FinetuningRecipe, finetune
+from evoprune.finetuning import FinetuningRecipe, finetune, peak_learning_rate
 from fitness.data import ImageBatch, ImageData, load_data, normalise
 from fitness.data.images import MEAN, STD, InMemorySplit, in_memory_data
 from fitness.distillation import DISTILLATION_RUNG
@@ -166,7 +166,9 @@ class Subject:
                 self.model,
                 self._lessons(),
                 seed=SEED,
-                recipe=FinetuningRecipe(epochs=1, batch_size=_FINETUNE_BATCH),
+                recipe=FinetuningRecipe(
+                    epochs=1, batch_size=_FINETUNE_BATCH, learning_rate=peak_learning_rate(epochs=1)
+                ),
             )
             after = self._on_test_images(finetuned.model)
             found |= {f"finetuned_{name}": value for name, value in after.items()}

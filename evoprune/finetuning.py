@@ -15,6 +15,18 @@ from fitness.data import ImageBatch, ImageData
 from fitness.gradients import autocast, distillation_loss, first_logits
 from search_spaces.errors import OptionError
 
+_LEARNING_RATE = 0.02
+_LEARNING_RATE_PER_EPOCH = 0.005
+
+
+def peak_learning_rate(epochs: float) -> float:
+    """Return the peak of the schedule that suits so many ``epochs``, positive; short finetunings take small steps.
+
+    A compensated network is near an optimum already. What a high rate disturbs there, one epoch does not mend: on
+    ResNet-56 the divergence from the dense network rose from 0.020 to 0.049 at 0.02 and fell to 0.015 at 0.005.
+    """
+    return min(_LEARNING_RATE, _LEARNING_RATE_PER_EPOCH * epochs)
+
 
 @dataclass(frozen=True)
 class FinetuningRecipe(GradientRecipe):
@@ -27,7 +39,7 @@ class FinetuningRecipe(GradientRecipe):
 
     epochs: int = 10
     batch_size: int = 128
-    learning_rate: float = 0.02
+    learning_rate: float = _LEARNING_RATE
     warm_up_share: float = 0.05
     temperature: float = 4.0
     alpha: float = 0.9

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evoprune.budget import LATENCY, METRICS, parse_budgets
-from evoprune.finetuning import FinetuningRecipe
+from evoprune.finetuning import FinetuningRecipe, peak_learning_rate
 from evoprune.fitness_plan import FITNESSES
 from evoprune.knowledge import MIXTURE, Choice, parse_criteria
 from evoprune.modes import MODES
@@ -291,7 +291,7 @@ class FinetuneOptions(Options):
     epochs: Annotated[int, Field(ge=1, description="passes over the training images")] = FINETUNING.epochs
     max_time_s: Annotated[float | None, Field(gt=0, description="seconds after which training ends")] = None
     batch_size: Annotated[int, Field(ge=2, description="images per step")] = FINETUNING.batch_size
-    learning_rate: Annotated[float, Field(gt=0, description="peak of the schedule")] = FINETUNING.learning_rate
+    learning_rate: Annotated[float | None, Field(gt=0, description="peak of the schedule")] = None
     temperature: Annotated[float, Field(gt=0, description="softness of the teacher's answers")] = FINETUNING.temperature
     alpha: Annotated[float, Field(ge=0, le=1, description="weight of teacher against labels")] = FINETUNING.alpha
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:N")] = "auto"
@@ -302,7 +302,7 @@ class FinetuneOptions(Options):
         return FinetuningRecipe(
             epochs=self.epochs,
             batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
+            learning_rate=peak_learning_rate(self.epochs) if self.learning_rate is None else self.learning_rate,
             temperature=self.temperature,
             alpha=self.alpha,
         )

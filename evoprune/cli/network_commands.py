@@ -19,7 +19,9 @@ Classes = Annotated[int, typer.Option("--classes", help="Length of the logits.")
 Drawing = Annotated[Path | None, typer.Option("--drawing", help="Draw layers and coupling into this SVG file.")]
 Epochs = Annotated[int, typer.Option(help="Passes over the training images.")]
 MaxTime = Annotated[float | None, typer.Option("--max-time", help="Seconds after which training ends.")]
-LearningRate = Annotated[float, typer.Option(help="Peak of the cosine schedule.")]
+LearningRate = Annotated[
+    float | None, typer.Option(help="Peak of the cosine schedule [0.005 per epoch, at most 0.02].")
+]
 BatchSize = Annotated[int, typer.Option(help="Images per step.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default inside the run.")]
 Formats = Annotated[list[str] | None, typer.Option("--format", "-f", help="safetensors, onnx or pt2; repeatable.")]
@@ -93,7 +95,7 @@ def finetune(
     out: Out = None,
     epochs: Epochs = FINETUNING.epochs,
     max_time: MaxTime = None,
-    learning_rate: LearningRate = FINETUNING.learning_rate,
+    learning_rate: LearningRate = None,
     batch_size: BatchSize = FINETUNING.batch_size,
     seed: arg.Seed = None,
     device: arg.Device = "auto",

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from evoprune.finetuning import FinetuningRecipe, finetune
+from evoprune.finetuning import FinetuningRecipe, finetune, peak_learning_rate
 from evoprune.optimisation import TrainingError, accuracy
+from evoprune.options import FinetuneOptions
 from evoprune.training import TrainingRecipe, train_dense
 from fitness.gradients import distillation_loss
 from search_spaces.errors import OptionError
@@ -66,6 +67,16 @@ def test_student_learns_from_the_teacher_and_both_stay_as_they_were(teacher: nn.
     assert len(result.history.val_accuracy) == 15
     assert result.history.train_loss[-1] < result.history.train_loss[0]
     assert result.history.val_accuracy[-1] == accuracy(result.model, data.val, data, device=cpu)
+
+
+def test_few_epochs_take_small_steps_unless_the_user_says_otherwise() -> None:
+    def peak(**options: float) -> float:
+        return FinetuneOptions.model_validate({"seed": 0} | options).recipe().learning_rate
+
+    assert [peak_learning_rate(epochs) for epochs in (1, 2, 4, 100)] == pytest.approx([0.005, 0.01, 0.02, 0.02])
+    assert peak(epochs=1) == peak_learning_rate(1)
+    assert peak(epochs=1, learning_rate=0.3) == 0.3
+    assert peak() == FinetuningRecipe().learning_rate
 
 
 def test_equal_seeds_give_equal_networks(teacher: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,20 +11,26 @@ import typer
 
 from search_spaces.errors import OptionError
 
+INPUT_PANEL = "Network and images"
+RUN_PANEL = "Where it runs, and what it says"
+_SPACE = partial(typer.Option, rich_help_panel="What may be cut")
+_RUN = partial(typer.Option, rich_help_panel=RUN_PANEL)
+_INPUTS = partial(typer.Option, rich_help_panel=INPUT_PANEL)
+
 Model = Annotated[str, typer.Option("--model", "-m", help="Network: a name of `evoprune list models`.")]
-ModelArgs = Annotated[str | None, typer.Option(help="Keywords for the network's factory, as a JSON object.")]
+ModelArgs = Annotated[str | None, _INPUTS(help="Keywords for the network's factory, as a JSON object.")]
 Weights = Annotated[Path | None, typer.Option("--weights", "-w", help="Trained weights: safetensors or checkpoint.")]
 Data = Annotated[str, typer.Option("--data", "-d", help="Images: a name of `evoprune list data`.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder that downloaded data sets lie in.")]
-InputShape = Annotated[str | None, typer.Option(help="Channels, height and width of an image, such as 3x32x32.")]
-Protect = Annotated[list[str] | None, typer.Option(help="Leave groups that match this pattern alone; repeatable.")]
-Only = Annotated[list[str] | None, typer.Option(help="Touch no groups but those that match; repeatable.")]
-MinChannels = Annotated[str, typer.Option(help="Channels that every group keeps: a count, or a share in (0, 1).")]
-RoundTo = Annotated[int, typer.Option(help="Kept channels of a group are a multiple of this.")]
-BlockGenes = Annotated[bool, typer.Option("--block-genes", help="Let whole residual blocks be removed too.")]
+DataRoot = Annotated[Path | None, _INPUTS(help="Folder that downloaded data sets lie in.")]
+InputShape = Annotated[str | None, _INPUTS(help="Channels, height and width of an image, such as 3x32x32.")]
+Protect = Annotated[list[str] | None, _SPACE(help="Leave groups that match this pattern alone; repeatable.")]
+Only = Annotated[list[str] | None, _SPACE(help="Touch no groups but those that match; repeatable.")]
+MinChannels = Annotated[str, _SPACE(help="Channels that every group keeps: a count, or a share in (0, 1).")]
+RoundTo = Annotated[int, _SPACE(help="Kept channels of a group are a multiple of this.")]
+BlockGenes = Annotated[bool, _SPACE("--block-genes", help="Let whole residual blocks be removed too.")]
 Seed = Annotated[int | None, typer.Option(help="Master seed; drawn and recorded where none is given.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone on stdout.")]
+Device = Annotated[str, _RUN(help="auto, cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, _RUN("--json", help="Print the result as JSON, alone on stdout.")]
 Run = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
 
 

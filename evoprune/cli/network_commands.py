@@ -20,7 +20,7 @@ Drawing = Annotated[Path | None, typer.Option("--drawing", help="Draw layers and
 Epochs = Annotated[int, typer.Option(help="Passes over the training images.")]
 MaxTime = Annotated[float | None, typer.Option("--max-time", help="Seconds after which training ends.")]
 LearningRate = Annotated[
-    float | None, typer.Option(help="Peak of the cosine schedule [0.005 per epoch, at most 0.02].")
+    float | None, typer.Option(help="Peak of the cosine schedule.", show_default="0.005 per epoch, at most 0.02")
 ]
 BatchSize = Annotated[int, typer.Option(help="Images per step.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default inside the run.")]

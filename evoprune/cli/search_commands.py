@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from evoprune.budget import METRICS
 from evoprune.cli import arguments as arg
+from evoprune.cli import search_arguments as opt
 from evoprune.cli.console import print_json, stderr_console, stdout_console
 from evoprune.cli.errors import reports_errors
 from evoprune.cli.progress import rich_observer
@@ -16,122 +15,50 @@ from evoprune.cli.tables import result_table
 from evoprune.options import SearchOptions
 from evoprune.result import SearchResult
 
-Budget = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--budget",
-        "-b",
-        help='Limit on the cost: "0.3", "30%", "62M" or "params=0.4"; repeatable.',
-        show_default="0.3, none in modes pareto and staged",
-    ),
-]
-Metric = Annotated[str | None, typer.Option(help=f"What a bare budget counts: {', '.join(METRICS)}.")]
-LatencyTable = Annotated[
-    Path | None, typer.Option("--latency-table", help="A file of `evoprune latency`, for a budget of latency.")
-]
-Mode = Annotated[str, typer.Option(help="How the space is searched: a name of `evoprune list modes`.")]
-Stages = Annotated[
-    str | None, typer.Option(help="Mode staged: resolution (default), blocks, or PATTERN,PATTERN,... of group names.")
-]
-CostWeight = Annotated[
-    float | None, typer.Option(help="Mode staged without a budget: worth of the dense cost, 1 by default.")
-]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/MODEL-DATA-SEED.")]
-Population = Annotated[int, typer.Option("--population", help="Individuals per generation.")]
-Generations = Annotated[int, typer.Option("--generations", help="Generations after the initial population.")]
-WidthPhase = Annotated[
-    str, typer.Option(help="Generations that evolve widths alone before all bits are free: a number, or a share.")
-]
-Restart = Annotated[
-    bool, typer.Option("--restart", help="Start a fresh population when diversity is gone; else immigrants come.")
-]
-LocalSearch = Annotated[
-    bool, typer.Option("--local-search", help="Let one mutation exchange channels that lower the two-step error.")
-]
-OtherGenerations = Annotated[
-    int | None, typer.Option("--generations", help="Generations after the initial population, where another number.")
-]
-MaxEvaluations = Annotated[int | None, typer.Option(help="End after the generation that reaches so many evaluations.")]
-MaxTime = Annotated[float | None, typer.Option("--max-time", help="End after so many seconds of search, in all.")]
-PatienceOption = Annotated[int | None, typer.Option("--patience", help="End after so many generations without a gain.")]
-TargetOption = Annotated[float | None, typer.Option("--target", help="End when the judged objective is at most this.")]
-HypervolumeOption = Annotated[
-    float | None,
-    typer.Option("--min-hypervolume-gain", help="End when a front grew by this share at most in five generations."),
-]
-NCalibrationImages = Annotated[int, typer.Option(help="Training images that a candidate is adapted on.")]
-NFitnessImages = Annotated[int, typer.Option(help="Images that judge a candidate.")]
-TrainEpochs = Annotated[int, typer.Option(help="Epochs of training where no weights are given.")]
-SeedWith = Annotated[
-    str, typer.Option(help="Criteria that propose first genomes: names of `evoprune list criteria`, mixture or none.")
-]
-PriorOption = Annotated[str, typer.Option("--prior", help="Criteria that guide mutation: NAMES, mixture or none.")]
-SeedShare = Annotated[float, typer.Option(help="Share of the first population that criteria propose.")]
-RandomShare = Annotated[float, typer.Option(help="Share of population and offspring that follows no criterion.")]
-PriorTemperature = Annotated[float, typer.Option(help="Large values make priors weak, small ones strict.")]
-Fitness = Annotated[str, typer.Option(help="What candidates are judged by: a name of `evoprune list fitness`.")]
-ScreenFactor = Annotated[int | None, typer.Option(help="Offspring screened per offspring judged [ladder: 2].")]
-Halvings = Annotated[int | None, typer.Option("--halvings", help="Further screens, on half as many images each [0].")]
-Elites = Annotated[
-    int | None,
-    typer.Option("--elites", help="Individuals per generation that are judged as they would be shipped [ladder: 2]."),
-]
-NEliteImages = Annotated[int | None, typer.Option(help="Images that judge elites [ladder: 2048].")]
-DistillSteps = Annotated[
-    int | None, typer.Option("--distill-steps", help="Gradient steps before a candidate is judged [distill: 200].")
-]
-Objective = Annotated[str, typer.Option(help="What is minimised: a name of `evoprune list objectives`.")]
-Compensation = Annotated[str, typer.Option(help="What a sliced network gets: sequential, merge, recalibrate or none.")]
-KindOfImages = Annotated[str, typer.Option("--fitness-images", help="auto, mixture or heldout.")]
-Workers = Annotated[int, typer.Option(help="Ray workers; 0 evaluates inside this process.")]
-Log = Annotated[list[str] | None, typer.Option(help="Also log there: a name of `evoprune list loggers`; repeatable.")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to join.")]
-
-
 DEFAULTS: dict[str, Any] = {name: field.default for name, field in SearchOptions.model_fields.items()}
 
 
 @reports_errors
 def search(
     model: arg.Model = DEFAULTS["model"],
-    budget: Budget = None,
+    budget: opt.Budget = None,
     weights: arg.Weights = None,
     data: arg.Data = DEFAULTS["data"],
-    out: Out = None,
+    out: opt.Out = None,
     seed: arg.Seed = None,
-    workers: Workers = DEFAULTS["workers"],
-    address: Address = None,
-    metric: Metric = DEFAULTS["metric"],
-    latency_table: LatencyTable = None,
-    mode: Mode = DEFAULTS["mode"],
-    stages: Stages = None,
-    cost_weight: CostWeight = None,
-    population: Population = DEFAULTS["population_size"],
-    generations: Generations = DEFAULTS["n_generations"],
-    width_phase: WidthPhase = str(DEFAULTS["width_phase"]),
-    restart: Restart = DEFAULTS["restart"],
-    local_search: LocalSearch = DEFAULTS["local_search"],
-    max_evaluations: MaxEvaluations = None,
-    max_time: MaxTime = None,
-    patience: PatienceOption = None,
-    target: TargetOption = None,
-    min_hypervolume_gain: HypervolumeOption = None,
-    seed_with: SeedWith = DEFAULTS["seed_with"],
-    prior: PriorOption = DEFAULTS["prior"],
-    seed_share: SeedShare = DEFAULTS["seed_share"],
-    random_share: RandomShare = DEFAULTS["random_share"],
-    prior_temperature: PriorTemperature = DEFAULTS["prior_temperature"],
-    fitness: Fitness = DEFAULTS["fitness"],
-    screen_factor: ScreenFactor = None,
-    halvings: Halvings = None,
-    elites: Elites = None,
-    n_elite_images: NEliteImages = None,
-    distill_steps: DistillSteps = None,
-    objective: Objective = DEFAULTS["objective"],
-    compensation: Compensation = DEFAULTS["compensation"],
-    fitness_images: KindOfImages = DEFAULTS["fitness_images"],
-    n_calibration_images: NCalibrationImages = DEFAULTS["n_calibration_images"],
-    n_fitness_images: NFitnessImages = DEFAULTS["n_fitness_images"],
+    workers: opt.Workers = DEFAULTS["workers"],
+    address: opt.Address = None,
+    metric: opt.Metric = DEFAULTS["metric"],
+    latency_table: opt.LatencyTable = None,
+    mode: opt.Mode = DEFAULTS["mode"],
+    stages: opt.Stages = None,
+    cost_weight: opt.CostWeight = None,
+    population: opt.Population = DEFAULTS["population_size"],
+    generations: opt.Generations = DEFAULTS["n_generations"],
+    width_phase: opt.WidthPhase = str(DEFAULTS["width_phase"]),
+    restart: opt.Restart = DEFAULTS["restart"],
+    local_search: opt.LocalSearch = DEFAULTS["local_search"],
+    max_evaluations: opt.MaxEvaluations = None,
+    max_time: opt.MaxTime = None,
+    patience: opt.PatienceOption = None,
+    target: opt.TargetOption = None,
+    min_hypervolume_gain: opt.HypervolumeOption = None,
+    seed_with: opt.SeedWith = DEFAULTS["seed_with"],
+    prior: opt.PriorOption = DEFAULTS["prior"],
+    seed_share: opt.SeedShare = DEFAULTS["seed_share"],
+    random_share: opt.RandomShare = DEFAULTS["random_share"],
+    prior_temperature: opt.PriorTemperature = DEFAULTS["prior_temperature"],
+    fitness: opt.Fitness = DEFAULTS["fitness"],
+    screen_factor: opt.ScreenFactor = None,
+    halvings: opt.Halvings = None,
+    elites: opt.Elites = None,
+    n_elite_images: opt.NEliteImages = None,
+    distill_steps: opt.DistillSteps = None,
+    objective: opt.Objective = DEFAULTS["objective"],
+    compensation: opt.Compensation = DEFAULTS["compensation"],
+    fitness_images: opt.KindOfImages = DEFAULTS["fitness_images"],
+    n_calibration_images: opt.NCalibrationImages = DEFAULTS["n_calibration_images"],
+    n_fitness_images: opt.NFitnessImages = DEFAULTS["n_fitness_images"],
     protect: arg.Protect = None,
     only: arg.Only = None,
     min_channels: arg.MinChannels = str(DEFAULTS["min_channels"]),
@@ -140,9 +67,9 @@ def search(
     model_args: arg.ModelArgs = None,
     input_shape: arg.InputShape = None,
     data_root: arg.DataRoot = None,
-    train_epochs: TrainEpochs = DEFAULTS["train_epochs"],
+    train_epochs: opt.TrainEpochs = DEFAULTS["train_epochs"],
     device: arg.Device = DEFAULTS["device"],
-    log: Log = None,
+    log: opt.Log = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Search the smaller network of a budget, and write it with its report to a run directory."""
@@ -209,13 +136,13 @@ def search(
 def resume(
     run: arg.Run,
     workers: Annotated[int | None, typer.Option(help="Ray workers, where another number than before.")] = None,
-    address: Address = None,
-    generations: OtherGenerations = None,
-    max_evaluations: MaxEvaluations = None,
-    max_time: MaxTime = None,
-    patience: PatienceOption = None,
-    target: TargetOption = None,
-    min_hypervolume_gain: HypervolumeOption = None,
+    address: opt.Address = None,
+    generations: opt.OtherGenerations = None,
+    max_evaluations: opt.MaxEvaluations = None,
+    max_time: opt.MaxTime = None,
+    patience: opt.PatienceOption = None,
+    target: opt.TargetOption = None,
+    min_hypervolume_gain: opt.HypervolumeOption = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Continue a search that was stopped or killed, or with other limits one that ended."""

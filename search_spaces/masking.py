@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from search_spaces.cuttable import CuttableSpace
 from search_spaces.genome import BoolArray
 from search_spaces.groups import kept_slices
 from search_spaces.surgery import named_tensors
 
-if TYPE_CHECKING:
-    from search_spaces.space import SearchSpace
-
 
 @contextlib.contextmanager
-def masked(model: nn.Module, space: SearchSpace, genome: BoolArray) -> Iterator[nn.Module]:
+def masked(model: nn.Module, space: CuttableSpace, genome: BoolArray) -> Iterator[nn.Module]:
     """Yield ``model`` with every consumer of a removed channel zeroed on that input slice; restored on any exit.
 
     Zeroing what *reads* a channel removes its effect exactly, whatever batch norm and non-linearity made of it on the
@@ -40,7 +37,7 @@ def masked(model: nn.Module, space: SearchSpace, genome: BoolArray) -> Iterator[
         try:
             with torch.no_grad():
                 for name, axis in space.consumer_slots:
-                    dropped = np.flatnonzero(~kept_slices(space.slot_genes[name, axis], genome))
+                    dropped = np.flatnonzero(~kept_slices(space.genes.slot_genes[name, axis], genome))
                     if len(dropped):
                         weight = tensors[name]
                         saved.append((weight, weight.detach().clone()))

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from search_spaces.cuttable import CuttableSpace
 from search_spaces.errors import GenomeShapeError
 from search_spaces.genome import BoolArray
 from search_spaces.groups import kept_slices
-
-if TYPE_CHECKING:
-    from search_spaces.space import SearchSpace
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def prune_model(model: nn.Module, space: SearchSpace, genome: BoolArray) -> nn.Module:
+def prune_model(model: nn.Module, space: CuttableSpace, genome: BoolArray) -> nn.Module:
     """Return a new network of the same class that holds only the kept slices of every parameter and buffer.
 
     The new network has its own storage, the mode, device and dtype of ``model``, and attributes such as
@@ -46,7 +44,7 @@ def prune_model(model: nn.Module, space: SearchSpace, genome: BoolArray) -> nn.M
             memo[id(tensor)] = _sliced(name, tensor, space, genome)
         small = copy.deepcopy(model, memo)
     _fit_attributes(model, small)
-    for path, genes in space.pad_genes.items():
+    for path, genes in space.genes.pad_genes.items():
         pad: Any = small.get_submodule(path)
         kept = kept_slices(genes, genome)
         before, after = int(pad.before), int(pad.after)
@@ -65,10 +63,10 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def slice_tensor(name: str, tensor: Tensor, space: SearchSpace, genome: BoolArray) -> Tensor:
+def slice_tensor(name: str, tensor: Tensor, space: CuttableSpace, genome: BoolArray) -> Tensor:
     """Return the kept slices of one tensor of the network; the tensor itself where nothing is cut."""
     for axis in range(tensor.ndim):
-        genes = space.slot_genes.get((name, axis))
+        genes = space.genes.slot_genes.get((name, axis))
         if genes is None:
             continue
         keep = kept_slices(genes, genome)
@@ -77,7 +75,7 @@ def slice_tensor(name: str, tensor: Tensor, space: SearchSpace, genome: BoolArra
     return tensor
 
 
-def _sliced(name: str, tensor: Tensor, space: SearchSpace, genome: BoolArray) -> Tensor:
+def _sliced(name: str, tensor: Tensor, space: CuttableSpace, genome: BoolArray) -> Tensor:
     sliced = slice_tensor(name, tensor.detach(), space, genome)
     sliced = sliced.clone() if sliced.data_ptr() == tensor.data_ptr() else sliced
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():

@@ -6,20 +6,17 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from search_spaces.cuttable import CuttableSpace
 from search_spaces.errors import TraceError
 from search_spaces.genome import BoolArray
 from search_spaces.masking import masked
 from search_spaces.surgery import prune_model
-
-if TYPE_CHECKING:
-    from search_spaces.space import SearchSpace
 
 #: Largest accepted difference of logits, relative to the largest logit. float32 agrees to about 1e-6.
 TOLERANCE = 1e-3
@@ -110,7 +107,7 @@ def _fill(tensor: Tensor, generator: torch.Generator) -> None:
 
 
 def failing_groups(
-    model: nn.Module, space: SearchSpace, inputs: Sequence[Tensor], rng: np.random.Generator
+    model: nn.Module, space: CuttableSpace, inputs: Sequence[Tensor], rng: np.random.Generator
 ) -> Iterator[tuple[int, str]]:
     """Yield ``(group index, reason)`` for every group that cannot be cut safely, found by bisection.
 
@@ -135,7 +132,7 @@ def failing_groups(
 
 
 def failing_blocks(
-    model: nn.Module, space: SearchSpace, inputs: Sequence[Tensor], rng: np.random.Generator
+    model: nn.Module, space: CuttableSpace, inputs: Sequence[Tensor], rng: np.random.Generator
 ) -> Iterator[tuple[int, str]]:
     """Yield ``(index into space.blocks, reason)`` for every residual block that cannot be removed safely.
 
@@ -194,7 +191,7 @@ def _culprits(disagreement: Callable[[Sequence[int]], str | None], indices: list
         stack.append((rest, disagreement(rest)))
 
 
-def _random_cut(space: SearchSpace, rng: np.random.Generator) -> BoolArray:
+def _random_cut(space: CuttableSpace, rng: np.random.Generator) -> BoolArray:
     """Return a genome that removes a random part of every group; of small groups at times nothing."""
     genome = np.ones(space.n_genes, np.bool_)
     for group in space.groups:
@@ -206,7 +203,7 @@ def _random_cut(space: SearchSpace, rng: np.random.Generator) -> BoolArray:
     return genome
 
 
-def _cut_only(space: SearchSpace, indices: Sequence[int], genome: BoolArray) -> BoolArray:
+def _cut_only(space: CuttableSpace, indices: Sequence[int], genome: BoolArray) -> BoolArray:
     """Return a genome that removes of the groups ``indices`` what ``genome`` removes, and nothing else."""
     cut = np.ones_like(genome)
     for index in indices:
@@ -218,7 +215,7 @@ def _cut_only(space: SearchSpace, indices: Sequence[int], genome: BoolArray) -> 
 class _Comparison:
     """Masked against cut networks of one space."""
 
-    def __init__(self, model: nn.Module, space: SearchSpace, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, space: CuttableSpace, inputs: Sequence[Tensor]) -> None:
         self.model, self.space, self.inputs = model, space, tuple(inputs)
 
     @functools.cached_property

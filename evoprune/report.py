@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from evoprune.artefact import Description, read_description
+from evoprune.budget import LATENCY, format_cost
 from evoprune.course import RunSnapshot, read_snapshot
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.finishing import SENSITIVITY_FILE
@@ -155,12 +156,25 @@ def _facts(run: _Run) -> str:
         facts["test accuracy, uniform L1, same adaptation"] = (
             f"{result['baseline_uniform_l1_adapted_test_accuracy']:.2%}"
         )
+        facts |= _latency_facts(result.get("latency"))
     cells = [
         f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
         for name, value in facts.items()
         if value is not None
     ]
     return f"<table>{''.join(cells)}</table>"
+
+
+def _latency_facts(latency: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return what the networks take, measured where they were and predicted; empty where no latency was budgeted."""
+    if latency is None:
+        return {}
+    facts = {}
+    for name, figures in (("dense", "dense"), ("evolved", "evolved"), ("uniform L1", "baseline_uniform_l1")):
+        predicted, measured = latency[figures]["predicted_ns"], latency[figures]["measured_ns"]
+        text = f"{format_cost(predicted, LATENCY)} predicted"
+        facts[f"latency, {name}"] = text + (f", {format_cost(measured, LATENCY)} measured" if measured else "")
+    return facts
 
 
 def _course(plotly: Any, run: _Run) -> Any:

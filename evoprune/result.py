@@ -46,6 +46,42 @@ class BudgetFigures(_Figures):
     baseline_uniform_l1_cost: int
 
 
+class NetworkLatency(_Figures):
+    """The time of one call of one network, in ns: what the latency table predicts, and the median of what was measured.
+
+    Nothing is measured where the table speaks for a device that the machine of the run does not have.
+    """
+
+    predicted_ns: int
+    measured_ns: int | None
+
+
+class LatencyFigures(_Figures):
+    """What networks take, predicted and measured at the end of the run; the search itself never looks at a clock.
+
+    Attributes:
+        dense: The dense network.
+        evolved: The network that is handed back.
+        baseline_uniform_l1: The network of largest L1 norm.
+        device: What the latency table speaks for: ``cpu`` or ``cuda:N``.
+        device_name: Its processor.
+        n_threads: Threads of one operator, fixed for the table and here.
+        batch_size: Images per call, likewise.
+        dtype: Number type, likewise.
+        differences: In what the machine of the run differs from the table's; predictions then speak for another one.
+    """
+
+    dense: NetworkLatency
+    evolved: NetworkLatency
+    baseline_uniform_l1: NetworkLatency
+    device: str
+    device_name: str
+    n_threads: int
+    batch_size: int
+    dtype: str
+    differences: tuple[str, ...]
+
+
 class RungFigures(_Figures):
     """What one rung of the ladder did: evaluations, how many of them failed, images per evaluation, and seconds.
 
@@ -85,6 +121,7 @@ class SearchResult(_Figures):
         baseline_uniform_l1_n_params: Its parameters.
         uncompensated_layers: Layers of the small network that keep their weights, since their regression is
             ill-conditioned.
+        latency: What the networks take, where a latency is budgeted.
         fitness: What candidates were judged by: a name of ``evoprune list fitness``.
         objective: What the search minimised; its rung is the dearest one, which chose the winner.
         rungs: What each rung did, cheapest first.
@@ -136,6 +173,7 @@ class SearchResult(_Figures):
     device: str
     precision: str
     workers: int
+    latency: LatencyFigures | None = None
 
     @property
     def best_path(self) -> Path:

@@ -19,12 +19,13 @@ from evoprune.finishing import baseline_genome, finish, fitness_options, rung_fi
 from evoprune.fitness_plan import check_fitness, ladder_plan, objective_name
 from evoprune.interruption import InterruptedRunError
 from evoprune.knowledge import TWO_STEP, Choice, Knowledge, gather_knowledge
+from evoprune.latency_figures import measure_run
 from evoprune.limits import stop_rules
 from evoprune.modes import MODES, MeasuresSensitivity, SearchTask
 from evoprune.observer import Observer
 from evoprune.options import SearchOptions, resolve_options
 from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
-from evoprune.result import BudgetFigures, ObjectiveFigures, RungFigures, SearchResult
+from evoprune.result import BudgetFigures, LatencyFigures, ObjectiveFigures, RungFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.runner import run_search
 from evoprune.search import LadderPlan, LocalError, SearchConfig, Strategy, make_generator
@@ -84,9 +85,19 @@ def run_session(
             rungs = rung_figures(store, plan.rungs)
             failures = Counter(r.evaluation.failure_reason for r in store.records() if r.evaluation.failure)
         accuracies, uncompensated = finish(run, options, preparation, outcome, observer)
+        latency = measure_run(run, options, preparation, outcome, observer)
         wall_s = outcome.elapsed_s + (search_started - started) + (time.perf_counter() - search_ended)
         result = _result(
-            run, options, preparation, outcome, accuracies, uncompensated, rungs, failures=failures, wall_s=wall_s
+            run,
+            options,
+            preparation,
+            outcome,
+            accuracies,
+            uncompensated,
+            rungs,
+            latency=latency,
+            failures=failures,
+            wall_s=wall_s,
         )
         write_json(run.result_path, result.to_json())
     return result
@@ -286,6 +297,7 @@ def _result(
     uncompensated: tuple[str, ...],
     rungs: dict[str, RungFigures],
     *,
+    latency: LatencyFigures | None,
     failures: Mapping[str, int],
     wall_s: float,
 ) -> SearchResult:
@@ -332,6 +344,7 @@ def _result(
         device=str(preparation.device),
         precision="bf16" if is_bfloat16 else "fp32",
         workers=options.workers,
+        latency=latency,
         **accuracies,
     )
 

@@ -20,8 +20,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ from search_spaces.layer_calls import LayerCall, layer_calls, network_digest
 from search_spaces.space import SearchSpace
 
 SCHEMA_VERSION = 1
+#: Number types that networks are measured in.
+DTYPE_NAMES = ("float32", "bfloat16")
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ class LatencyTable:
         try:
             table = cls(
                 network=str(content["network"]),
-                conditions=Conditions(**content["conditions"]),
+                conditions=_conditions(content["conditions"]),
                 tables=tuple(_layer_table(item) for item in content["tables"]),
                 table_of_layer=tuple(int(index) for index in content["table_of_layer"]),
                 **{name: _not_negative(content[name]) for name in ("scale", "ns_per_byte", "overhead_ns")},
@@ -281,6 +285,20 @@ class LatencyCost:
 def bytes_per_slice(call: LayerCall) -> float:
     """Return the bytes that a layer writes for one sample and one kept slice of its output."""
     return BYTES_PER_ACTIVATION * call.n_written / call.weight_shape[made_axis(call.record)]
+
+
+def _conditions(content: Mapping[str, Any]) -> Conditions:
+    conditions = Conditions(**content)
+    for field in fields(Conditions):
+        value = getattr(conditions, field.name)
+        is_count = field.name.startswith("n_") or field.name == "batch_size"
+        if is_count and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"`{field.name}` must be at least 1, but got {value!r}")
+        if not is_count and not isinstance(value, str):
+            raise ValueError(f"`{field.name}` must be a text, but got {value!r}")
+    if not _DEVICE.fullmatch(conditions.device) or conditions.dtype not in DTYPE_NAMES:
+        raise ValueError(f"{conditions.dtype!r} on {conditions.device!r} is nothing that networks are measured in")
+    return conditions
 
 
 def _layer_table(content: Mapping[str, Any]) -> LayerTable:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from search_spaces.cost import made_axis
 from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray, FloatArray
-from search_spaces.latency import Conditions, LatencyTable, LayerTable, bytes_per_slice
+from search_spaces.latency import DTYPE_NAMES, Conditions, LatencyTable, LayerTable, bytes_per_slice
 from search_spaces.layer_calls import LayerCall, layer_calls, network_digest
 from search_spaces.space import SearchSpace
 from search_spaces.surgery import prune_model
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 #: Kept slices at which layers are measured; 17 and 33 stand behind the widths of common vector registers.
 _GRID = (1, 4, 8, 16, 17, 24, 32, 33, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 _LEAST_TIMED_S = 2e-4
@@ -150,12 +150,24 @@ def measure_networks(
     model: nn.Module, space: SearchSpace, genomes: BoolArray, options: MeasurementOptions
 ) -> FloatArray:
     """Return the measured time ``(n,)`` in ns of one call of each sliced network, an ordinary module in eval mode."""
-    device, dtype = next(iter(model.parameters())).device, DTYPES[options.dtype]
+    return time_networks([prune_model(model, space, genome) for genome in genomes], space, options)
+
+
+def time_networks(networks: Sequence[nn.Module], space: SearchSpace, options: MeasurementOptions) -> FloatArray:
+    """Return the measured time ``(n,)`` in ns of one call of each of ``networks``, which take turns.
+
+    Args:
+        networks: At least one, ordinary modules on the device to measure; they are put into eval mode and the number
+            type of ``options``.
+        space: Of the network that they were cut from: it knows the shapes of the inputs.
+        options: How to measure.
+    """
+    device, dtype = next(iter(networks[0].parameters())).device, DTYPES[options.dtype]
     calls: list[Callable[[], object]] = []
-    for genome in genomes:
-        small = prune_model(model, space, genome).eval().to(dtype)
+    for network in networks:
+        timed = network.eval().to(dtype)
         inputs = [_input(shape, options.batch_size, dtype, device) for shape in space.graph.input_shapes]
-        calls.append(lambda small=small, inputs=inputs: small(*inputs))  # type: ignore[misc]  # bound now, not later
+        calls.append(lambda timed=timed, inputs=inputs: timed(*inputs))  # type: ignore[misc]  # bound now, not later
     with _threads(options.n_threads), torch.inference_mode():
         return median_times(calls, options.n_rounds, device)
 
@@ -228,7 +240,8 @@ def _fitted(
 
 
 def _input(shape: tuple[int, ...], batch_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.randn(batch_size, *shape[1:], dtype=dtype, device=device)
+    generator = torch.Generator(device=device).manual_seed(0)
+    return torch.randn(batch_size, *shape[1:], dtype=dtype, device=device, generator=generator)
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -11,7 +11,7 @@ from evoprune.cli import search_arguments as opt
 from evoprune.cli.console import print_json, stderr_console, stdout_console
 from evoprune.cli.errors import reports_errors
 from evoprune.cli.progress import rich_observer
-from evoprune.cli.tables import result_table
+from evoprune.cli.tables import latency_lines, result_table
 from evoprune.options import SearchOptions
 from evoprune.result import SearchResult
 
@@ -181,6 +181,8 @@ def show_result(result: SearchResult, *, as_json: bool) -> None:
         + ", ".join(f"{rung}: {figures.n_evaluations}" for rung, figures in result.rungs.items()),
         soft_wrap=True,
     )
+    for line in latency_lines(result.latency) if result.latency is not None else ():
+        console.print(line, soft_wrap=True, markup=False)
     for reason, n in result.failures.items():
         console.print(f"{n} evaluations failed: {reason}", soft_wrap=True, markup=False)
     stderr_console().print(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich.markup import escape
 from rich.table import Table
 
-from evoprune.budget import METRICS, format_cost
+from evoprune.budget import LATENCY, METRICS, format_cost
 from evoprune.finishing import BASELINE_ADAPTATION
 from evoprune.inspection import SpaceSummary
-from evoprune.result import SearchResult
+from evoprune.result import BudgetFigures, LatencyFigures, NetworkLatency, SearchResult
 
 
 def result_table(result: SearchResult) -> Table:
-    """Return the three networks of a search side by side: dense, evolved, and uniform L1 at the same cost."""
+    """Return the networks of a search side by side: dense, evolved, and what it is compared with at the same cost."""
     table = Table(title=f"{escape(result.model)} on {escape(result.data)}, seed {result.seed}", title_justify="left")
     further = [figures for figures in result.budgets if figures.metric not in ("macs", "params")]
     table.add_column("network", no_wrap=True)
@@ -23,29 +24,78 @@ def result_table(result: SearchResult) -> Table:
         table.add_column(METRICS[metric].heading, justify="right", no_wrap=True)
         if not further:
             table.add_column("of dense", justify="right", no_wrap=True)
+    if result.latency is not None:
+        table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("test", justify="right", no_wrap=True)
-    dense = [result.macs_dense, result.n_params_dense, *(figures.cost_dense for figures in further)]
-    evolved = [result.macs, result.n_params, *(figures.cost for figures in further)]
+    rows = _rows(result, further)
+    dense = rows[0]
+    for row in rows:
+        cells = []
+        for metric, cost, cost_dense in zip(metrics, row.costs, dense.costs, strict=True):
+            pair = [format_cost(cost, metric), f"{cost / cost_dense:.2%}"]
+            cells += ["\n".join(pair)] if further else pair  # a line of them all would be wider than a terminal
+        if row.latency is not None and dense.latency is not None:
+            cells.append(_measured(row.latency, dense.latency))
+        table.add_row(row.name, *cells, f"{row.accuracy:.2%}", style="bold" if row.name == "evolved" else "")
+    return table
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A network in the table: its costs in the order of the columns, its latency where one is budgeted."""
+
+    name: str
+    costs: Sequence[int]
+    accuracy: float
+    latency: NetworkLatency | None
+
+
+def _rows(result: SearchResult, further: Sequence[BudgetFigures]) -> list[_Row]:
+    """Return the networks of ``result``, the dense one first; ``further`` are the costs besides MACs and parameters."""
+    latency = result.latency
     baseline = [
         result.baseline_uniform_l1_macs,
         result.baseline_uniform_l1_n_params,
         *(figures.baseline_uniform_l1_cost for figures in further),
     ]
+    baseline_latency = latency and latency.baseline_uniform_l1
     rows = [
-        ("dense", dense, result.test_accuracy_dense),
-        ("evolved", evolved, result.test_accuracy),
-        ("uniform L1, recalibrated", baseline, result.baseline_uniform_l1_test_accuracy),
+        _Row(
+            "dense",
+            [result.macs_dense, result.n_params_dense, *(figures.cost_dense for figures in further)],
+            result.test_accuracy_dense,
+            latency and latency.dense,
+        ),
+        _Row(
+            "evolved",
+            [result.macs, result.n_params, *(figures.cost for figures in further)],
+            result.test_accuracy,
+            latency and latency.evolved,
+        ),
+        _Row("uniform L1, recalibrated", baseline, result.baseline_uniform_l1_test_accuracy, baseline_latency),
     ]
     if result.adaptation != BASELINE_ADAPTATION:
-        name = f"uniform L1, {result.adaptation}"
-        rows.append((name, baseline, result.baseline_uniform_l1_adapted_test_accuracy))
-    for name, costs, accuracy in rows:
-        cells = []
-        for metric, cost, cost_dense in zip(metrics, costs, dense, strict=True):
-            pair = [format_cost(cost, metric), f"{cost / cost_dense:.2%}"]
-            cells += ["\n".join(pair)] if further else pair  # a line of them all would be wider than a terminal
-        table.add_row(name, *cells, f"{accuracy:.2%}", style="bold" if name == "evolved" else "")
-    return table
+        accuracy = result.baseline_uniform_l1_adapted_test_accuracy
+        rows.append(_Row(f"uniform L1, {result.adaptation}", baseline, accuracy, baseline_latency))
+    return rows
+
+
+def _measured(latency: NetworkLatency, dense: NetworkLatency) -> str:
+    if latency.measured_ns is None or not dense.measured_ns:
+        return "-"
+    return f"{format_cost(latency.measured_ns, LATENCY)}\n{latency.measured_ns / dense.measured_ns:.2%}"
+
+
+def latency_lines(latency: LatencyFigures) -> list[str]:
+    """Return what the evolved network's latency is, by how much the prediction is exceeded, and what to beware of."""
+    predicted, measured = latency.evolved.predicted_ns, latency.evolved.measured_ns
+    under = f"with {latency.n_threads} threads, batch size {latency.batch_size}, {latency.dtype}"
+    line = f"latency: {format_cost(predicted, LATENCY)} predicted"
+    if not measured:
+        line += f" {under}; not measured"
+    else:
+        line += f", {format_cost(measured, LATENCY)} measured ({measured / max(predicted, 1) - 1:+.1%}) {under}"
+    return [line, *(f"beware: {difference}" for difference in latency.differences)]
 
 
 def space_tables(summary: SpaceSummary) -> Iterable[Table | str]:

@@ -72,6 +72,13 @@ def test_a_search_holds_a_latency_and_resumes_with_its_own_table(
     assert 0.5 * latency["limit"] < latency["cost"] <= latency["limit"] == int(0.7 * latency["cost_dense"])
     assert latency["baseline_uniform_l1_cost"] <= latency["limit"]
     assert macs["cost"] <= macs["limit"]
+    times = result["latency"]
+    assert times["evolved"]["predicted_ns"] == latency["cost"]
+    assert times["dense"]["predicted_ns"] == latency["cost_dense"]
+    assert times["baseline_uniform_l1"]["predicted_ns"] == latency["baseline_uniform_l1_cost"]
+    assert all(times[name]["measured_ns"] > 0 for name in ("dense", "evolved", "baseline_uniform_l1"))
+    assert (times["n_threads"], times["batch_size"], times["differences"]) == (1, 2, [])
+    assert " measured (" in first.stdout
     config = json.loads((tmp_path / "RUN" / "config.json").read_text())
     assert config["hashes"]["latency_table"] == read_table(table).digest
 
@@ -81,6 +88,7 @@ def test_a_search_holds_a_latency_and_resumes_with_its_own_table(
     assert again.exit_code == 0, again.stderr
     assert again.json["genome_digest"] == result["genome_digest"]
     assert again.json["budgets"] == result["budgets"]
+    assert again.json["latency"]["evolved"]["predicted_ns"] == times["evolved"]["predicted_ns"]
 
     copy = tmp_path / "RUN" / "latency.json"
     copy.write_text(json.dumps(json.loads(copy.read_text()) | {"overhead_ns": 6000.0}))

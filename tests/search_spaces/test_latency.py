@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -61,6 +62,11 @@ def expected_ns(model: torch.nn.Module, space: SearchSpace, genome: BoolArray) -
         written = call.n_written * (second if is_second else first) / call.weight_shape[1 if is_second else 0]
         total += SCALE * (1000 + 40.0 * first * second) + NS_PER_BYTE * 4 * written + OVERHEAD / len(calls)
     return total
+
+
+def condition(name: str, value: object) -> dict[str, object]:
+    """Return a change of a table that records ``value`` as one of its conditions."""
+    return {"conditions": {**asdict(CONDITIONS), name: value}}
 
 
 @functools.cache
@@ -227,6 +233,11 @@ def test_the_rules_of_a_space_do_not_matter_to_its_table() -> None:
         ({"overhead_ns": "inf"}, "must be finite and not negative"),
         ({"table_of_layer": [0, 1, 2, 9]}, "names a table that is not there"),
         ({"conditions": {}}, "damaged: TypeError"),
+        (condition("device", "abacus"), "nothing that networks are measured in"),
+        (condition("dtype", "int8"), "nothing that networks are measured in"),
+        (condition("batch_size", 0), "`batch_size` must be at least 1, but got 0"),
+        (condition("n_threads", "two"), "`n_threads` must be at least 1, but got 'two'"),
+        (condition("device_name", 7), "`device_name` must be a text, but got 7"),
         ({"tables": [{"first": [2, 1], "second": [1], "times_ns": [[1.0], [2.0]]}]}, "a grid must grow"),
         ({"tables": [{"first": [1, 2], "second": [1], "times_ns": [[1.0]]}]}, "do not fit the grid"),
         ({"tables": [{"first": [1, 2]}]}, "damaged: KeyError"),

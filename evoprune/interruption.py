@@ -58,3 +58,27 @@ def stops_on_interrupt(announce: Callable[[], None]) -> Iterator[threading.Event
         yield requested
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def first_interrupt_sets(event: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C set ``event`` and every further one raise KeyboardInterrupt, in the main thread.
+
+    A handler that was installed before, other than Python's own, hears of the first one too: it may tell the user.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+        if callable(previous) and previous is not signal.default_int_handler:
+            previous(number, frame)
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -6,16 +6,13 @@ any moment therefore continues with nothing lost but the chunks in flight, and e
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from types import FrameType
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Literal
 
-import numpy as np
-
+from evoprune.answering import answer_request
 from evoprune.callbacks import (
     Callback,
     EvaluationsFinished,
@@ -28,11 +25,12 @@ from evoprune.checkpoint import CheckpointFolder
 from evoprune.course import CourseWriter
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
 from evoprune.execution.protocol import Executor
+from evoprune.interruption import first_interrupt_sets
 from evoprune.run_directory import RunDirectory
 from evoprune.search import EvaluationRequest, SearchState, Strategy, comparable_rows
 from evoprune.stopping import AnyOf, Progress, StopRule
 from fitness.evaluation import Evaluation
-from search_spaces.errors import ExecutionError, RunDirectoryError
+from search_spaces.errors import RunDirectoryError
 
 
 def run_search(
@@ -113,7 +111,7 @@ class _Session:
 
     def run(self) -> SearchOutcome:
         status: Literal["finished", "interrupted"] = "finished"
-        with _first_interrupt_sets(self._is_interrupted):
+        with first_interrupt_sets(self._is_interrupted):
             try:
                 self._restore()
                 self._announce()
@@ -173,36 +171,22 @@ class _Session:
 
     def _evaluate(self, request: EvaluationRequest) -> list[Evaluation]:
         """Return the evaluations of ``request``, from the store or the executor, and store the new ones."""
-        known = self._store.get_many(request.digests, request.rung)
-        # What a killed session stored for this very request counts as evaluated, as in the run that was not killed.
-        n_earlier = sum(record.generation < request.generation for record in known.values())
-        self._n_cached += n_earlier
-        self._n_evaluations += len(known) - n_earlier
-        placed = {digest: record.evaluation for digest, record in known.items()}
-        self._report(request, tuple(placed.values()), len(placed))
-        missing = np.flatnonzero([digest not in placed for digest in request.digests])
-        if len(missing):
-            genomes = request.genomes[missing]
-            macs, n_params = self._search.space.macs(genomes), self._search.space.n_params(genomes)
-            with closing(self._executor.stream(genomes, request.rung)) as chunks:
-                for chunk in chunks:
-                    records = [
-                        StoredEvaluation(
-                            genomes[i], int(macs[i]), int(n_params[i]), request.generation, int(missing[i]), evaluation
-                        )
-                        for i, evaluation in zip(chunk.indices, chunk.evaluations, strict=True)
-                    ]
-                    self._store.put_many(records)
-                    placed.update((record.evaluation.digest, record.evaluation) for record in records)
-                    self._n_evaluations += len(records)
-                    self._report(request, chunk.evaluations, len(placed))
-                    self._check_stop()
-        if len(placed) != len(request.digests):
-            raise ExecutionError(
-                f"an executor must answer for every genome, but answered for {len(placed)} of {len(request.digests)}; "
-                "this is a defect of the executor"
-            )
-        return [placed[digest] for digest in request.digests]
+
+        def on_known(records: Sequence[StoredEvaluation]) -> None:
+            # What a killed session stored for this very request counts as evaluated, as in the run that was not killed.
+            n_earlier = sum(record.generation < request.generation for record in records)
+            self._n_cached += n_earlier
+            self._n_evaluations += len(records) - n_earlier
+            self._report(request, tuple(record.evaluation for record in records), len(records))
+
+        def on_chunk(evaluations: tuple[Evaluation, ...], n_done: int) -> None:
+            self._n_evaluations += len(evaluations)
+            self._report(request, evaluations, n_done)
+            self._check_stop()
+
+        return answer_request(
+            request, self._search.space, self._executor, self._store, on_known=on_known, on_chunk=on_chunk
+        )
 
     def _report(self, request: EvaluationRequest, evaluations: tuple[Evaluation, ...], n_done: int) -> None:
         event = EvaluationsFinished(
@@ -282,27 +266,3 @@ class _Session:
             "elapsed_s": self._elapsed_s,
         }
         self._checkpoints.save(self._search.generation, state.arrays, data)
-
-
-@contextmanager
-def _first_interrupt_sets(event: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C set ``event`` and every further one raise KeyboardInterrupt, in the main thread.
-
-    A handler that was installed before, other than Python's own, hears of the first one too: it may tell the user.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-        if callable(previous) and previous is not signal.default_int_handler:
-            previous(number, frame)
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -123,7 +123,8 @@ def resume(
         observer: Hears of progress, and may stop the run.
         callbacks: As for :func:`search`; the run's own loggers go on by themselves.
         **limits: When the run ends instead, by the names of :data:`evoprune.limits.LIMITS`, such as ``n_generations``;
-            counted from the beginning of the run, and recorded in it. A run that is finished is continued.
+            counted from the beginning of the run, and recorded in it. A run that is finished is continued. Among them
+            is ``compare``, by which a finished run gets its comparison afterwards.
 
     Raises:
         RunDirectoryError: ``run`` is no run directory, or network, images or space are not those it was started with.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evoprune.budget import METRICS
+from evoprune.comparison import COMPARISONS
 from evoprune.fitness_plan import FITNESSES
 from evoprune.loggers import LOGGERS
 from evoprune.modes import MODES
@@ -35,6 +36,7 @@ def catalogue() -> dict[str, Mapping[str, str]]:
         "compensations": COMPENSATIONS,
         "metrics": {name: metric.purpose for name, metric in METRICS.items()},
         "modes": {name: mode.description for name, mode in MODES.items()},
+        "comparisons": COMPARISONS,
         "loggers": {name: logger.description for name, logger in LOGGERS.items()},
     }
     return {section: dict(sorted(names.items())) for section, names in sections.items()}

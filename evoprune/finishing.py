@@ -12,7 +12,7 @@ from torch import nn
 
 from evoprune.artefact import Description, added_biases, record_cost, record_genome, save_artefact
 from evoprune.baseline import uniform_l1_genome
-from evoprune.budget import DEFAULT_METRIC
+from evoprune.budget import DEFAULT_METRIC, Budgets
 from evoprune.callbacks import SearchOutcome
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
 from evoprune.interruption import stop_if_asked
@@ -21,7 +21,6 @@ from evoprune.observer import Observer
 from evoprune.optimisation import accuracy
 from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation
-from evoprune.result import RungFigures
 from evoprune.run_directory import RunDirectory, library_versions, write_atomically
 from fitness.options import FitnessOptions
 from fitness.recipe import final_network
@@ -31,6 +30,8 @@ from search_spaces.genome import BoolArray
 SENSITIVITY_FILE = "sensitivity.csv"
 #: What the uniform-L1 baseline always gets, whatever adapts the evolved network.
 BASELINE_ADAPTATION = "recalibrate"
+#: Name of the test accuracy of a rival of the evolved network.
+RIVAL_ACCURACY = "random_search_test_accuracy"
 
 
 def finish(
@@ -39,6 +40,7 @@ def finish(
     preparation: Preparation,
     outcome: SearchOutcome,
     observer: Observer,
+    rival: BoolArray | None = None,
 ) -> tuple[Mapping[str, float], tuple[str, ...]]:
     """Write the small network of ``outcome`` to ``best/`` and return its figures.
 
@@ -46,6 +48,14 @@ def finish(
     weights, since their regression is ill-conditioned.
 
     The test images are read here and nowhere before.
+
+    Args:
+        run: Where the network goes.
+        options: Of the run.
+        preparation: Network, images and space.
+        outcome: How the search ended.
+        observer: Hears of progress, and may stop the run.
+        rival: ``(n_genes,)`` a genome whose network is adapted and tested as the small one is, where there is one.
 
     Raises:
         ExecutionError: No genome was judged.
@@ -63,6 +73,8 @@ def finish(
         "baseline_uniform_l1_test_accuracy": (baseline, BASELINE_ADAPTATION),
         "baseline_uniform_l1_adapted_test_accuracy": (baseline, fitness.compensation),
     }
+    if rival is not None:
+        networks[RIVAL_ACCURACY] = (rival, fitness.compensation)
     accuracies: dict[str, float] = {}
     uncompensated: tuple[str, ...] = ()
     observer.on_stage("adapting and testing the networks", len(networks))
@@ -116,12 +128,18 @@ def baseline_genome(options: SearchOptions, preparation: Preparation, winner: Bo
 
     Where these are no limit, it is as costly as the ``winner`` ``(n_genes,)`` by the first metric.
     """
-    space, budgets = preparation.space, dict(preparation.budgets)
-    if winner is not None and all(budget >= 1 for budget in budgets.values()):
-        metric = next(iter(budgets), DEFAULT_METRIC)
-        cost, cost_dense = int(space.cost(metric, winner[None])[0]), space.cost_range(metric)[1]
-        budgets = {metric: min((cost + 0.5) / cost_dense, 1.0)}
-    return uniform_l1_genome(preparation.dense.model, space, budgets, options.seed)
+    budgets = preparation.budgets if winner is None else budgets_to_compare_at(preparation, winner)
+    return uniform_l1_genome(preparation.dense.model, preparation.space, budgets, options.seed)
+
+
+def budgets_to_compare_at(preparation: Preparation, winner: BoolArray) -> Budgets:
+    """Return the budgets of the run; where these are no limit, the cost of the ``winner`` by the first metric."""
+    space, budgets = preparation.space, preparation.budgets
+    if any(budget < 1 for budget in budgets.values()):
+        return budgets
+    metric = next(iter(budgets), DEFAULT_METRIC)
+    cost, cost_dense = int(space.cost(metric, winner[None])[0]), space.cost_range(metric)[1]
+    return {metric: min((cost + 0.5) / cost_dense, 1.0)}
 
 
 def test_accuracy(network: nn.Module, preparation: Preparation) -> float:
@@ -156,21 +174,6 @@ def write_front(run: RunDirectory, store: EvaluationStore, rung: str, preparatio
         objective = repr(evaluation.objective)
         writer.writerow([record.macs, record.n_params, *own, objective, rung, record.generation, evaluation.digest])
     write_atomically(run.front_path, text.getvalue().encode())
-
-
-def rung_figures(store: EvaluationStore, rungs: Sequence[str]) -> dict[str, RungFigures]:
-    """Return what each of ``rungs`` did, in their order; a rung that was never asked is left out."""
-    figures = {}
-    for rung in rungs:
-        evaluations = [record.evaluation for record in store.records(rung)]
-        if evaluations:
-            figures[rung] = RungFigures(
-                n_evaluations=len(evaluations),
-                n_failed=sum(bool(evaluation.failure) for evaluation in evaluations),
-                n_images=max(evaluation.n_images for evaluation in evaluations),
-                seconds=sum(evaluation.seconds for evaluation in evaluations),
-            )
-    return figures
 
 
 def write_sensitivity(run: RunDirectory, curves: Sequence[SensitivityCurve]) -> None:

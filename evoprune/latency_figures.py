@@ -25,12 +25,25 @@ from search_spaces.latency_measurement import MeasurementOptions, device_name, t
 
 
 def measure_run(
-    run: RunDirectory, options: SearchOptions, preparation: Preparation, outcome: SearchOutcome, observer: Observer
+    run: RunDirectory,
+    options: SearchOptions,
+    preparation: Preparation,
+    outcome: SearchOutcome,
+    observer: Observer,
+    rival: BoolArray | None = None,
 ) -> LatencyFigures | None:
     """Return what the networks of a run whose search has ended take; None where no latency is budgeted.
 
     The evolved network is the one in ``best/``, as it is handed back; the others are cut from the dense one. Nothing
     else of the run depends on these times.
+
+    Args:
+        run: Holds the evolved network.
+        options: Of the run.
+        preparation: The dense network, its space and the latency table.
+        outcome: How the search ended.
+        observer: May stop the run.
+        rival: ``(n_genes,)`` the best random genome, where the run is compared with random search.
 
     Raises:
         ArtefactError: The evolved network cannot be read.
@@ -49,6 +62,8 @@ def measure_run(
         "evolved": (load(run.best_path, dense), winner),
         "baseline_uniform_l1": (prune_model(dense, space, baseline), baseline),
     }
+    if rival is not None:
+        networks["random_search"] = (prune_model(dense, space, rival), rival)
     return compare_latency(table, space, networks)
 
 
@@ -63,8 +78,8 @@ def compare_latency(
     Args:
         table: Predicts, and says how it was measured.
         space: Of the networks; its costs hold the table's predictions.
-        networks: By the name of their figure, with their genomes ``(n_genes,)``. They are private copies: they are moved
-            and change their number type.
+        networks: By the name of their figure, with their genomes ``(n_genes,)``. They are private copies: they are
+            moved and change their number type.
     """
     conditions = table.conditions
     device = torch.device(conditions.device)

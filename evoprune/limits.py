@@ -17,8 +17,9 @@ from evoprune.stopping import (
 )
 from search_spaces.errors import OptionError, RunDirectoryError
 
-#: Options that say when a run ends; they may be others when it is resumed, since no genome depends on them.
-LIMITS = ("n_generations", "max_evaluations", "max_time_s", "patience", "target", "min_hypervolume_gain")
+#: Options that say when a run ends, and what it is compared with then; they may be others when it is resumed, since no
+#: genome of the search depends on them.
+LIMITS = ("n_generations", "max_evaluations", "max_time_s", "patience", "target", "min_hypervolume_gain", "compare")
 
 
 def stop_rules(options: SearchOptions) -> tuple[StopRule, ...]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evoprune.budget import LATENCY, METRICS, parse_budgets
+from evoprune.comparison import COMPARISONS
 from evoprune.finetuning import FinetuningRecipe, peak_learning_rate
 from evoprune.fitness_plan import FITNESSES
 from evoprune.knowledge import MIXTURE, Choice, parse_criteria
@@ -167,6 +168,9 @@ class SearchOptions(NetworkOptions):
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:N")] = "auto"
     workers: Annotated[int, Field(ge=0, description="Ray workers; 0 evaluates inside this process")] = 0
     address: Annotated[str | None, Field(description="a Ray cluster to join")] = None
+    compare: Annotated[
+        str | None, Field(description="what else is searched at equal cost, to compare with: random")
+    ] = None
     loggers: Annotated[
         tuple[str, ...], Field(strict=False, description="names of `evoprune list loggers`, besides log.jsonl")
     ] = ()
@@ -333,6 +337,8 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
         raise UnknownNameError("fitness", fitness, FITNESSES)
     if "budget" in kind.model_fields and given.get("budget") is None:
         given["budget"] = MODES[mode].default_budget if isinstance(mode, str) else None
+    if isinstance(comparison := given.get("compare"), str) and comparison not in COMPARISONS:
+        raise UnknownNameError("comparison", comparison, COMPARISONS)
     metric = given.get("metric")
     if isinstance(metric, str) and metric not in METRICS:
         raise UnknownNameError("metric", metric, METRICS)
@@ -365,6 +371,11 @@ def _check_mode(options: SearchOptions) -> None:
                 raise OptionError(
                     f"`{option}` is read in mode {name!r} only, but the mode is {options.mode!r}; leave one of them out"
                 )
+    if options.compare is not None and not MODES[options.mode].is_informed:
+        raise OptionError(
+            f"`compare` sets random search beside a search, but the mode {options.mode!r} is a baseline itself; leave "
+            "it out, or choose another mode"
+        )
     budgets = parse_budgets(options.budget, options.metric)
     if options.cost_weight is not None and any(not b.is_fraction or b.value < 1 for b in budgets):
         raise OptionError(

@@ -25,6 +25,13 @@ from search_spaces.errors import EvoPruneError, OptionError, RunDirectoryError
 
 _TEMPLATE = "plotly_white"
 _STYLE = "body{font-family:sans-serif;max-width:1080px;margin:2em auto}td{padding:2px 1.2em 2px 0}h2{margin-top:2em}"
+#: Networks by the names of their figures in result.json.
+_NETWORKS = {
+    "dense": "dense",
+    "evolved": "evolved",
+    "uniform L1": "baseline_uniform_l1",
+    "random search": "random_search",
+}
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,8 @@ def _facts(run: _Run) -> str:
         facts["test accuracy, uniform L1, same adaptation"] = (
             f"{result['baseline_uniform_l1_adapted_test_accuracy']:.2%}"
         )
+        if result.get("random_search"):
+            facts["test accuracy, random search"] = f"{result['random_search']['test_accuracy']:.2%}"
         facts |= _latency_facts(result.get("latency"))
     cells = [
         f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
@@ -167,10 +176,10 @@ def _facts(run: _Run) -> str:
 
 def _latency_facts(latency: Mapping[str, Any] | None) -> dict[str, str]:
     """Return what the networks take, measured where they were and predicted; empty where no latency was budgeted."""
-    if latency is None:
-        return {}
     facts = {}
-    for name, figures in (("dense", "dense"), ("evolved", "evolved"), ("uniform L1", "baseline_uniform_l1")):
+    for name, figures in _NETWORKS.items():
+        if not latency or not latency.get(figures):
+            continue
         predicted, measured = latency[figures]["predicted_ns"], latency[figures]["measured_ns"]
         text = f"{format_cost(predicted, LATENCY)} predicted"
         facts[f"latency, {name}"] = text + (f", {format_cost(measured, LATENCY)} measured" if measured else "")

@@ -63,6 +63,7 @@ class LatencyFigures(_Figures):
         dense: The dense network.
         evolved: The network that is handed back.
         baseline_uniform_l1: The network of largest L1 norm.
+        random_search: The best random network, where the run is compared with random search.
         device: What the latency table speaks for: ``cpu`` or ``cuda:N``.
         device_name: Its processor.
         n_threads: Threads of one operator, fixed for the table and here.
@@ -80,6 +81,7 @@ class LatencyFigures(_Figures):
     batch_size: int
     dtype: str
     differences: tuple[str, ...]
+    random_search: NetworkLatency | None = None
 
 
 class RungFigures(_Figures):
@@ -92,6 +94,30 @@ class RungFigures(_Figures):
     n_failed: int
     n_images: int
     seconds: float
+
+
+class RandomSearchFigures(_Figures):
+    """What random search found with as many evaluations at the judge and the elite rung as the search made.
+
+    Attributes:
+        genome_digest: Identity of the best random mask.
+        objective: Of it, comparable with that of the search where the rungs are equal.
+        rung: Where the objective comes from: the dearest rung that the search used.
+        rungs: What each rung did.
+        macs: Multiply-adds per image of its network.
+        n_params: Parameters of its network.
+        costs: What it costs in whole units, by the metrics of the budgets.
+        test_accuracy: Of its network after the same adaptation as the small network.
+    """
+
+    genome_digest: str
+    objective: float
+    rung: str
+    rungs: dict[str, RungFigures]
+    macs: int
+    n_params: int
+    costs: dict[str, int]
+    test_accuracy: float
 
 
 class SearchResult(_Figures):
@@ -121,6 +147,7 @@ class SearchResult(_Figures):
         baseline_uniform_l1_n_params: Its parameters.
         uncompensated_layers: Layers of the small network that keep their weights, since their regression is
             ill-conditioned.
+        random_search: What random search found, where the run is compared with it.
         latency: What the networks take, where a latency is budgeted.
         fitness: What candidates were judged by: a name of ``evoprune list fitness``.
         objective: What the search minimised; its rung is the dearest one, which chose the winner.
@@ -173,6 +200,7 @@ class SearchResult(_Figures):
     device: str
     precision: str
     workers: int
+    random_search: RandomSearchFigures | None = None
     latency: LatencyFigures | None = None
 
     @property

@@ -8,6 +8,7 @@ log.jsonl            one event per line
 best/                the pruned network
 result.json          the figures of a finished run
 front.csv            the best genomes by quality and cost
+random/              what random search judged, where the run is compared with it
 """
 
 from __future__ import annotations
@@ -85,6 +86,11 @@ class RunDirectory:
     def front_path(self) -> Path:
         """Best genomes by quality and cost."""
         return self.path / "front.csv"
+
+    @property
+    def random_path(self) -> Path:
+        """Folder of what random search judged, where the run is compared with it."""
+        return self.path / "random"
 
     @staticmethod
     def check_available(path: Path) -> None:

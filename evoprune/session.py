@@ -13,9 +13,17 @@ from torch import nn
 
 from evoprune.baseline import l1_scores
 from evoprune.callbacks import Callback, SearchOutcome
+from evoprune.comparison import RANDOM, RandomOutcome, compare_at_random
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import Executor, InProcessExecutor
-from evoprune.finishing import baseline_genome, finish, fitness_options, rung_figures, write_front, write_sensitivity
+from evoprune.finishing import (
+    baseline_genome,
+    budgets_to_compare_at,
+    finish,
+    fitness_options,
+    write_front,
+    write_sensitivity,
+)
 from evoprune.fitness_plan import check_fitness, ladder_plan, objective_name
 from evoprune.interruption import InterruptedRunError
 from evoprune.knowledge import TWO_STEP, Choice, Knowledge, gather_knowledge
@@ -25,19 +33,18 @@ from evoprune.modes import MODES, MeasuresSensitivity, SearchTask
 from evoprune.observer import Observer
 from evoprune.options import SearchOptions, resolve_options
 from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
-from evoprune.result import BudgetFigures, LatencyFigures, ObjectiveFigures, RungFigures, SearchResult
+from evoprune.result import RungFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
+from evoprune.run_figures import Findings, run_result, rung_figures
 from evoprune.runner import run_search
 from evoprune.search import LadderPlan, LocalError, SearchConfig, Strategy, make_generator
 from evoprune.search_progress import SearchProgress
 from fitness.data import ImageData
 from fitness.ladder import ModelSource
 from fitness.network import NETWORK_RUNG
-from fitness.precision import gains_by_bfloat16
 from fitness.recipe import EvaluatorRecipe, make_recipe
 from fitness.seeding import two_step_of
 from search_spaces.errors import OptionError, RunDirectoryError
-from search_spaces.genome import BoolArray
 
 _DENSE_FILE = "dense.safetensors"
 _LATENCY_FILE = "latency.json"
@@ -84,21 +91,15 @@ def run_session(
             write_front(run, store, plan.judge, preparation)
             rungs = rung_figures(store, plan.rungs)
             failures = Counter(r.evaluation.failure_reason for r in store.records() if r.evaluation.failure)
-        accuracies, uncompensated = finish(run, options, preparation, outcome, observer)
-        latency = measure_run(run, options, preparation, outcome, observer)
+            random = _random_outcome(run, options, preparation, outcome, executor, rungs, observer)
+        rival = random.best.genome if random is not None and random.best is not None else None
+        accuracies, uncompensated = finish(run, options, preparation, outcome, observer, rival)
+        latency = measure_run(run, options, preparation, outcome, observer, rival)
         wall_s = outcome.elapsed_s + (search_started - started) + (time.perf_counter() - search_ended)
-        result = _result(
-            run,
-            options,
-            preparation,
-            outcome,
-            accuracies,
-            uncompensated,
-            rungs,
-            latency=latency,
-            failures=failures,
-            wall_s=wall_s,
-        )
+        if random is not None:
+            wall_s += random.earlier_s
+        findings = Findings(outcome, rungs, failures, accuracies, uncompensated, random, latency, wall_s)
+        result = run_result(run, options, preparation, findings)
         write_json(run.result_path, result.to_json())
     return result
 
@@ -288,79 +289,31 @@ def save_dense(run: RunDirectory, dense: DenseNetwork) -> None:
         raise RunDirectoryError(f"{run.path} must be writable, but {error}; free some space") from error
 
 
-def _result(
+def _random_outcome(
     run: RunDirectory,
     options: SearchOptions,
     preparation: Preparation,
     outcome: SearchOutcome,
-    accuracies: Mapping[str, float],
-    uncompensated: tuple[str, ...],
-    rungs: dict[str, RungFigures],
-    *,
-    latency: LatencyFigures | None,
-    failures: Mapping[str, int],
-    wall_s: float,
-) -> SearchResult:
-    assert outcome.best is not None
-    space, fitness = preparation.space, fitness_options(options, preparation)
-    best = outcome.best.genome[None]
-    baseline = baseline_genome(options, preparation, outcome.best.genome)[None]
-    is_bfloat16 = gains_by_bfloat16(preparation.device)
-    return SearchResult(
-        run=run.path,
-        model=preparation.dense.name,
-        data=preparation.data.name,
-        weights=preparation.dense.source,
+    executor: Executor,
+    rungs: Mapping[str, RungFigures],
+    observer: Observer,
+) -> RandomOutcome | None:
+    """Return what random search finds with as many evaluations; None where nobody asked for it."""
+    if options.compare != RANDOM or outcome.best is None:
+        return None
+    found = compare_at_random(
+        run,
+        preparation.space,
+        budgets_to_compare_at(preparation, outcome.best.genome),
+        executor,
+        plan_of(options, preparation),
+        {rung: figures.n_evaluations for rung, figures in rungs.items()},
         seed=options.seed,
-        mode=options.mode,
-        budgets=tuple(_budget_figures(metric, preparation, best, baseline) for metric in preparation.budgets),
-        genome_digest=outcome.best.digest,
-        macs=int(space.macs(best)[0]),
-        macs_dense=space.macs_dense,
-        n_params=int(space.n_params(best)[0]),
-        n_params_dense=space.n_params_dense,
-        n_test_images=len(preparation.data.test),
-        adaptation=fitness.compensation,
-        baseline_uniform_l1_macs=int(space.macs(baseline)[0]),
-        baseline_uniform_l1_n_params=int(space.n_params(baseline)[0]),
-        uncompensated_layers=uncompensated,
-        fitness=options.fitness,
-        objective=ObjectiveFigures(
-            name=objective_name(outcome.best.rung, options.objective),
-            value=outcome.best.objective,
-            rung=outcome.best.rung,
-            fitness_images=fitness.fitness_images,
-            n_images=rungs[outcome.best.rung].n_images,
-        ),
-        rungs=rungs,
-        stopped_by=outcome.reason,
-        n_generations=outcome.generation,
-        n_evaluations=outcome.n_evaluations,
-        n_cached=outcome.n_cached,
-        n_failed=sum(failures.values()),
-        failures=dict(failures),
-        search_s=outcome.elapsed_s,
-        wall_s=wall_s,
-        device=str(preparation.device),
-        precision="bf16" if is_bfloat16 else "fp32",
-        workers=options.workers,
-        latency=latency,
-        **accuracies,
+        observer=observer,
     )
-
-
-def _budget_figures(metric: str, preparation: Preparation, best: BoolArray, baseline: BoolArray) -> BudgetFigures:
-    space, share = preparation.space, preparation.budgets[metric]
-    cost_dense = space.cost_range(metric)[1]
-    return BudgetFigures(
-        metric=metric,
-        unit=space.costs[metric].unit,
-        budget=share,
-        limit=int(share * cost_dense),
-        cost=int(space.cost(metric, best)[0]),
-        cost_dense=cost_dense,
-        baseline_uniform_l1_cost=int(space.cost(metric, baseline)[0]),
-    )
+    if found.best is None:
+        observer.on_note("there is no random network to compare with, since the evaluation of every one failed")
+    return found
 
 
 def _progress_of(outcome: SearchOutcome) -> str:

@@ -59,6 +59,10 @@ HypervolumeOption = Annotated[
     float | None,
     _STOP("--min-hypervolume-gain", help="End when a front grew by this share at most in five generations."),
 ]
+Compare = Annotated[
+    str | None,
+    _STOP(help="random: then also judge as many random networks, and show the best beside the evolved one."),
+]
 NCalibrationImages = Annotated[int, _FITNESS(help="Training images that a candidate is adapted on.")]
 NFitnessImages = Annotated[int, _FITNESS(help="Images that judge a candidate.")]
 TrainEpochs = Annotated[int, _INPUTS(help="Epochs of training where no weights are given.")]

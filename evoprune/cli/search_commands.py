@@ -43,6 +43,7 @@ def search(
     patience: opt.PatienceOption = None,
     target: opt.TargetOption = None,
     min_hypervolume_gain: opt.HypervolumeOption = None,
+    compare: opt.Compare = None,
     seed_with: opt.SeedWith = DEFAULTS["seed_with"],
     prior: opt.PriorOption = DEFAULTS["prior"],
     seed_share: opt.SeedShare = DEFAULTS["seed_share"],
@@ -101,6 +102,7 @@ def search(
             patience=patience,
             target=target,
             min_hypervolume_gain=min_hypervolume_gain,
+            compare=compare,
             seed_with=seed_with,
             prior=prior,
             seed_share=seed_share,
@@ -143,9 +145,10 @@ def resume(
     patience: opt.PatienceOption = None,
     target: opt.TargetOption = None,
     min_hypervolume_gain: opt.HypervolumeOption = None,
+    compare: opt.Compare = None,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Continue a search that was stopped or killed, or with other limits one that ended."""
+    """Continue a search that was stopped or killed, or with other limits or a comparison one that ended."""
     from evoprune import api
 
     with rich_observer() as observer:
@@ -160,6 +163,7 @@ def resume(
             patience=patience,
             target=target,
             min_hypervolume_gain=min_hypervolume_gain,
+            compare=compare,
         )
     show_result(result, as_json=as_json)
 
@@ -181,6 +185,12 @@ def show_result(result: SearchResult, *, as_json: bool) -> None:
         + ", ".join(f"{rung}: {figures.n_evaluations}" for rung, figures in result.rungs.items()),
         soft_wrap=True,
     )
+    if (random := result.random_search) is not None:
+        console.print(
+            f"random search: {result.objective.name} {random.objective:.4g} at rung {random.rung!r}; "
+            + ", ".join(f"{rung}: {figures.n_evaluations}" for rung, figures in random.rungs.items()),
+            soft_wrap=True,
+        )
     for line in latency_lines(result.latency) if result.latency is not None else ():
         console.print(line, soft_wrap=True, markup=False)
     for reason, n in result.failures.items():

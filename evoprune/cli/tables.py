@@ -58,25 +58,32 @@ def _rows(result: SearchResult, further: Sequence[BudgetFigures]) -> list[_Row]:
         result.baseline_uniform_l1_n_params,
         *(figures.baseline_uniform_l1_cost for figures in further),
     ]
-    baseline_latency = latency and latency.baseline_uniform_l1
+    latencies: tuple[NetworkLatency | None, ...] = (None,) * 4
+    if latency is not None:
+        latencies = (latency.dense, latency.evolved, latency.baseline_uniform_l1, latency.random_search)
+    dense_latency, evolved_latency, baseline_latency, random_latency = latencies
     rows = [
         _Row(
             "dense",
             [result.macs_dense, result.n_params_dense, *(figures.cost_dense for figures in further)],
             result.test_accuracy_dense,
-            latency and latency.dense,
+            dense_latency,
         ),
         _Row(
             "evolved",
             [result.macs, result.n_params, *(figures.cost for figures in further)],
             result.test_accuracy,
-            latency and latency.evolved,
+            evolved_latency,
         ),
         _Row("uniform L1, recalibrated", baseline, result.baseline_uniform_l1_test_accuracy, baseline_latency),
     ]
     if result.adaptation != BASELINE_ADAPTATION:
         accuracy = result.baseline_uniform_l1_adapted_test_accuracy
         rows.append(_Row(f"uniform L1, {result.adaptation}", baseline, accuracy, baseline_latency))
+    random = result.random_search
+    if random is not None:
+        costs = [random.macs, random.n_params, *(random.costs[figures.metric] for figures in further)]
+        rows.append(_Row("random search", costs, random.test_accuracy, random_latency))
     return rows
 
 

@@ -14,6 +14,7 @@ STREAMS = {
     "stages": 5,
     "restart": 6,
     "order": 7,
+    "comparison": 8,
 }
 
 

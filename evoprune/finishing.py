@@ -13,15 +13,16 @@ from torch import nn
 from evoprune.artefact import Description, added_biases, record_cost, record_genome, save_artefact
 from evoprune.baseline import uniform_l1_genome
 from evoprune.budget import DEFAULT_METRIC, Budgets
-from evoprune.callbacks import SearchOutcome
+from evoprune.callbacks import Callback, GenerationFinished, SearchOutcome
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
 from evoprune.interruption import stop_if_asked
-from evoprune.modes import SensitivityCurve
+from evoprune.modes import MeasuresSensitivity, SensitivityCurve
 from evoprune.observer import Observer
 from evoprune.optimisation import accuracy
 from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation
 from evoprune.run_directory import RunDirectory, library_versions, write_atomically
+from evoprune.search import Strategy
 from fitness.options import FitnessOptions
 from fitness.recipe import final_network
 from search_spaces.errors import ExecutionError
@@ -185,6 +186,33 @@ def write_sensitivity(run: RunDirectory, curves: Sequence[SensitivityCurve]) -> 
         for share, error in zip(curve.cost_share, curve.error, strict=True):
             writer.writerow([curve.name, repr(float(share)), repr(float(error)), curve.rung])
     write_atomically(run.path / SENSITIVITY_FILE, text.getvalue().encode())
+
+
+class SensitivityWriter(Callback):
+    """Writes the sensitivity that a search measures with its first generation, so that a live run shows it.
+
+    Args:
+        run: Where to.
+        search: Any strategy; nothing is written for one that measures none.
+    """
+
+    def __init__(self, run: RunDirectory, search: Strategy) -> None:
+        self._run = run
+        self._search = search if isinstance(search, MeasuresSensitivity) else None
+
+    def on_generation(self, event: GenerationFinished) -> None:
+        """Write the curves, where there are any and the file is not there."""
+        del event
+        self._write()
+
+    def on_end(self, outcome: SearchOutcome) -> None:
+        """Do so for a session that made no generation."""
+        del outcome
+        self._write()
+
+    def _write(self) -> None:
+        if self._search is not None and not (self._run.path / SENSITIVITY_FILE).is_file() and self._search.curves:
+            write_sensitivity(self._run, self._search.curves)
 
 
 def _non_dominated(records: Sequence[StoredEvaluation], costs: Sequence[int]) -> list[int]:

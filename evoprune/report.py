@@ -32,6 +32,14 @@ _NETWORKS = {
     "uniform L1": "baseline_uniform_l1",
     "random search": "random_search",
 }
+_SENSITIVITY = "What cutting each part alone does"
+#: Why a run of a mode that measures sensitivity has no curves.
+_NO_CURVES = {
+    "layerwise": f"There is no {SENSITIVITY_FILE} yet: the first generation writes it.",
+    "staged": f"There is no {SENSITIVITY_FILE}: the first generation writes it, under a budget; without one no stage "
+    "is cut alone, and the ratio emerges.",
+}
+_MOST_MARKERS = 40
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def render_report(directory: RunDirectory) -> str:
             ("The course of the search", _course(plotly, run)),
             ("Quality and cost", _front(plotly, run)),
             ("What is kept of every group", _kept(plotly, run)),
-            ("What cutting each part alone does", _sensitivity(plotly, run)),
+            (_SENSITIVITY, _sensitivity(plotly, run)),
         ]
     except EvoPruneError:
         raise
@@ -94,6 +102,8 @@ def render_report(directory: RunDirectory) -> str:
     is_first = True
     for number, (heading, figure) in enumerate(figures):
         if figure is None:
+            if heading == _SENSITIVITY and run.options.get("mode") in _NO_CURVES:
+                parts += [f"<h2>{escape(heading)}</h2>", f"<p>{escape(_NO_CURVES[run.options['mode']])}</p>"]
             continue
         figure.update_layout(template=_TEMPLATE, margin={"t": 20}, height=420)
         code = figure.to_html(
@@ -246,6 +256,11 @@ def _sensitivity(plotly: Any, run: _Run) -> Any:
     for part in dict.fromkeys(row["part"] for row in run.sensitivity):
         points = sorted((float(r["cost_share"]), float(r["error"])) for r in run.sensitivity if r["part"] == part)
         shares, errors = zip(*points, strict=True)
-        figure.add_scatter(x=shares, y=errors, mode="lines+markers", name=part)
-    figure.update_layout(xaxis={"title": "cost of the network", "tickformat": ".0%"}, yaxis_title="objective")
+        mode = "lines+markers" if len(points) <= _MOST_MARKERS else "lines"
+        figure.add_scatter(x=shares, y=errors, mode=mode, name=part)
+    rungs = ", ".join(dict.fromkeys(row["rung"] for row in run.sensitivity))
+    figure.update_layout(
+        xaxis={"title": "cost of the whole network", "tickformat": ".0%"},
+        yaxis_title=f"objective at rung {rungs} (smaller is better)",
+    )
     return figure

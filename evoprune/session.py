@@ -17,19 +17,19 @@ from evoprune.comparison import RANDOM, RandomOutcome, compare_at_random
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import Executor, InProcessExecutor
 from evoprune.finishing import (
+    SensitivityWriter,
     baseline_genome,
     budgets_to_compare_at,
     finish,
     fitness_options,
     write_front,
-    write_sensitivity,
 )
 from evoprune.fitness_plan import check_fitness, ladder_plan, objective_name
 from evoprune.interruption import InterruptedRunError
 from evoprune.knowledge import TWO_STEP, Choice, Knowledge, gather_knowledge
 from evoprune.latency_figures import measure_run
 from evoprune.limits import stop_rules
-from evoprune.modes import MODES, MeasuresSensitivity, SearchTask
+from evoprune.modes import MODES, SearchTask
 from evoprune.observer import Observer
 from evoprune.options import SearchOptions, resolve_options
 from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
@@ -81,13 +81,11 @@ def run_session(
         ):
             search_started = time.perf_counter()
             judged_by = objective_name(plan.judge, options.objective)
-            listeners = [SearchProgress(observer, judged_by), *callbacks]
+            listeners = [SearchProgress(observer, judged_by), SensitivityWriter(run, search), *callbacks]
             outcome = run_search(search, executor, store, run, callbacks=listeners, stop=stop_rules(options))
             search_ended = time.perf_counter()
             if outcome.status == "interrupted":
                 raise InterruptedRunError(run.path, _progress_of(outcome))
-            if isinstance(search, MeasuresSensitivity) and search.curves:
-                write_sensitivity(run, search.curves)
             write_front(run, store, plan.judge, preparation)
             rungs = rung_figures(store, plan.rungs)
             failures = Counter(r.evaluation.failure_reason for r in store.records() if r.evaluation.failure)

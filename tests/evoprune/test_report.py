@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 import evoprune
+from evoprune.callbacks import GenerationFinished
 from evoprune.report import write_report
+from evoprune.run_directory import RunDirectory
 from evoprune.stopping import MaxEvaluations
 from search_spaces.errors import OptionError, RunDirectoryError
 from tests.evoprune.test_runner import make_run
@@ -39,6 +41,7 @@ class _Page(HTMLParser):
         super().__init__()
         self.headings: list[str] = []
         self.cells: list[str] = []
+        self.texts: list[str] = []
         self.loaded: list[str] = []
         self._tag = ""
 
@@ -52,6 +55,8 @@ class _Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._tag in ("h1", "h2"):
             self.headings.append(data)
+        if self._tag == "p":
+            self.texts.append(data)
         if self._tag == "td":
             self.cells.append(data)
 
@@ -110,6 +115,37 @@ def test_sensitivity_curves_are_drawn_where_a_run_has_them(tmp_path: Path) -> No
     (traces,) = _plots(write_report(directory.path))
     assert [trace["name"] for trace in traces] == ["stem", "head"]
     assert traces[0]["type"] == "scatter"
+    assert traces[0]["mode"] == "lines+markers"
+    assert (traces[0]["x"], traces[0]["y"]) == ([0.8, 1.0], [0.5, 0.0])  # by cost
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("layerwise", "no sensitivity.csv yet"),
+        ("staged", "under a budget; without one no stage is cut alone"),
+        ("global", ""),
+    ],
+)
+def test_a_run_without_sensitivity_says_why_where_its_mode_measures_it(tmp_path: Path, mode: str, reason: str) -> None:
+    directory = RunDirectory.create(tmp_path / "run", options={"mode": mode}, hashes={})
+    page = _read(write_report(directory.path))
+    assert ("What cutting each part alone does" in page.headings) == bool(reason)
+    assert reason in "".join(page.texts)
+
+
+def test_a_live_run_of_parts_has_its_curves_from_the_first_generation_on(tmp_path: Path) -> None:
+    n_traces: list[int] = []
+
+    class Watching(evoprune.Callback):
+        def on_generation(self, event: GenerationFinished) -> None:  # noqa: ARG002
+            n_traces.append(len(_plots(write_report(tmp_path / "run"))[-1]))
+
+    options: dict[str, Any] = {"budget": 0.6, "seed": 0, "population_size": 4, "n_generations": 0, "mode": "layerwise"}
+    evoprune.search(
+        small_network(), bars(), out=tmp_path / "run", callbacks=[Watching()], n_fitness_images=16, **options
+    )
+    assert n_traces == [1]  # it has one group
 
 
 def test_a_damaged_file_is_named(finished: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from evoprune.budget import METRICS
 from evoprune.comparison import COMPARISONS
 from evoprune.fitness_plan import FITNESSES
+from evoprune.knowledge import LEARNED
 from evoprune.loggers import LOGGERS
 from evoprune.modes import MODES
 from fitness.criteria import CRITERIA
@@ -25,10 +26,12 @@ _MODELS_FROM_ELSEWHERE = {
 def catalogue() -> dict[str, Mapping[str, str]]:
     """Return sections of names with their descriptions, each section sorted."""
     models = {name: spec.description for name, spec in MODELS.items()} | _MODELS_FROM_ELSEWHERE
+    criteria = {name: criterion.summary for name, criterion in CRITERIA.items()}
+    criteria |= {name: criterion.summary for name, criterion in LEARNED.items()}
     sections: dict[str, Mapping[str, str]] = {
         "models": models,
         "data": DATA,
-        "criteria": {name: criterion.summary for name, criterion in CRITERIA.items()},
+        "criteria": criteria,
         "fitness": FITNESSES,
         "rungs": RUNGS,
         "objectives": OBJECTIVES,

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from torch import nn
 
 from evoprune.search import InitialShares, Prior
-from fitness.criteria import CRITERIA, ChannelKnowledge, CriterionInput, cached_knowledge, draw_seeds
+from evoprune.search.guides import LearnScores
+from fitness.criteria import CRITERIA, ChannelKnowledge, CriterionInput, cached_knowledge, draw_seeds, shapley_values
 from fitness.recipe import EvaluatorRecipe
 from search_spaces.errors import EvoPruneError, OptionError, UnknownNameError
 from search_spaces.genome import BoolArray, FloatArray
@@ -27,6 +28,28 @@ PRIOR_MIXTURE = (TWO_STEP, "group-fisher", "qsfm-ssim")
 #: Where weights are not updated, what their update would leave says little.
 UNCOMPENSATED_SEED_MIXTURE = ("group-fisher", "l1", "fpgm")
 UNCOMPENSATED_PRIOR_MIXTURE = ("group-fisher", "l1", "qsfm-ssim")
+
+
+@dataclass(frozen=True)
+class LearnedCriterion:
+    """A criterion that knows nothing beforehand: it scores genes by what a search itself has judged.
+
+    Attributes:
+        summary: One line for people.
+        learn: As in :class:`evoprune.search.Prior`.
+    """
+
+    summary: str
+    learn: LearnScores
+
+
+#: Criteria that ``--prior`` takes besides those that look at the network.
+LEARNED: Mapping[str, LearnedCriterion] = {
+    "shapley": LearnedCriterion(
+        "Shapley values of single channels from the genomes a search has judged, anew each generation; prior only",
+        shapley_values,
+    )
+}
 
 #: Images that criteria look at, evenly spread over the calibration images; two-step elimination takes all of these.
 _N_IMAGES = 128
@@ -66,7 +89,7 @@ class Choice:
         Raises:
             UnknownNameError: A name is none of a criterion.
         """
-        seeds, priors = parse_criteria(seed_with), parse_criteria(prior)
+        seeds, priors = parse_criteria(seed_with), parse_criteria(prior, LEARNED)
         by_name = {*(seeds or ()), *(priors or ())}
         if seeds is None:
             seeds = SEED_MIXTURE if is_compensated else UNCOMPENSATED_SEED_MIXTURE
@@ -118,8 +141,12 @@ class Knowledge:
         }
 
 
-def parse_criteria(text: str) -> tuple[str, ...] | None:
+def parse_criteria(text: str, learned: Collection[str] = ()) -> tuple[str, ...] | None:
     """Return the criteria in ``NAME[,NAME...]``, none for ``none``, and None for ``mixture``.
+
+    Args:
+        text: What the user wrote.
+        learned: Names besides those of :data:`fitness.criteria.CRITERIA`.
 
     Raises:
         UnknownNameError: A name is none of a criterion.
@@ -127,8 +154,13 @@ def parse_criteria(text: str) -> tuple[str, ...] | None:
     """
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        if name not in (*CRITERIA, MIXTURE, NONE):
-            raise UnknownNameError("criterion", name, (*CRITERIA, MIXTURE, NONE))
+        if name in LEARNED and name not in learned:
+            raise OptionError(
+                f"the criterion {name!r} learns from what a search has judged, so that it cannot propose first "
+                "genomes; use it with `--prior`"
+            )
+        if name not in (*CRITERIA, *learned, MIXTURE, NONE):
+            raise UnknownNameError("criterion", name, (*CRITERIA, *learned, MIXTURE, NONE))
     if len(set(names)) < len(names) or (len(names) > 1 and {MIXTURE, NONE} & set(names)):
         raise OptionError(
             f"criteria are different names separated by commas, or one of {MIXTURE} and {NONE}, but got {text!r}"
@@ -167,6 +199,8 @@ def gather_knowledge(
     known: dict[str, ChannelKnowledge] = {}
     left_out: dict[str, str] = {}
     for name in dict.fromkeys((*choice.seeds, *choice.priors)):
+        if name in LEARNED:
+            continue
         found = source.knowledge(name)
         if isinstance(found, ChannelKnowledge):
             known[name] = found
@@ -181,7 +215,11 @@ def gather_knowledge(
     wanted = [dealt[index % len(dealt)] for index in range(choice.n_seeds(population_size) if dealt else 0)]
     n_seeds = {name: wanted.count(name) for name in dict.fromkeys(wanted)}
     seeds = [draw_seeds(known[name], recipe.space, rng=rng, n=n, budgets=budgets) for name, n in n_seeds.items()]
-    priors = tuple(prior_of(name, known[name]) for name in choice.priors if name in known)
+    priors = tuple(
+        Prior(name, learn=LEARNED[name].learn) if name in LEARNED else prior_of(name, known[name])
+        for name in choice.priors
+        if name in LEARNED or name in known
+    )
     return Knowledge(np.concatenate(seeds) if seeds else None, priors, n_seeds, left_out)
 
 

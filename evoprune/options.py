@@ -14,7 +14,7 @@ from evoprune.budget import LATENCY, METRICS, parse_budgets
 from evoprune.comparison import COMPARISONS
 from evoprune.finetuning import FinetuningRecipe, peak_learning_rate
 from evoprune.fitness_plan import FITNESSES
-from evoprune.knowledge import MIXTURE, Choice, parse_criteria
+from evoprune.knowledge import LEARNED, MIXTURE, Choice, parse_criteria
 from evoprune.modes import MODES
 from fitness.data import DATA
 from fitness.options import FitnessOptions
@@ -345,9 +345,9 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
     texts = budget_texts(given.get("budget"))
     if isinstance(texts, tuple) and isinstance(metric, str | None):
         parse_budgets(texts, metric)
-    for name in ("seed_with", "prior"):
+    for name, learned in (("seed_with", ()), ("prior", LEARNED)):
         if isinstance(criteria := given.get(name), str):
-            parse_criteria(criteria)
+            parse_criteria(criteria, learned)
     try:
         options = kind.model_validate(given)
     except ValidationError as error:

@@ -92,7 +92,7 @@ class SequentialSearch:
     def _priors(self, part: SubSpace) -> list[Prior]:
         """Return what the priors of the task say about the genes of ``part``."""
         priors = (_restricted(prior, part) for prior in self.task.priors)
-        return [prior for prior in priors if prior.scores is not None or prior.similarity or prior.classes is not None]
+        return [prior for prior in priors if prior.says_anything]
 
     def _priced(self, evaluation: Evaluation, genome: BoolArray) -> float:
         """Return what the open search minimises for ``genome`` ``(n_genes,)``."""
@@ -330,7 +330,7 @@ def _restricted(prior: Prior, part: SubSpace) -> Prior:
     similarity = {opened.index(group): matrix for group, matrix in prior.similarity.items() if group in opened}
     scores = None if prior.scores is None else prior.scores[part.open_genes]
     classes = None if prior.classes is None else prior.classes[part.open_genes]
-    return Prior(prior.name, scores, similarity, classes)
+    return Prior(prior.name, scores, similarity, classes, prior.learn)
 
 
 def _objectives_from(rows: Sequence[Sequence[Any]]) -> _Answers:

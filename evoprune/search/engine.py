@@ -302,6 +302,7 @@ class Search:
         is_finite = np.isfinite(objectives)
         self._judged = np.concatenate([self._judged, draft.genomes[is_finite]])
         self._judged_values = np.concatenate([self._judged_values, objectives[is_finite]])
+        self.mixture.look_at(self._judged, self._judged_values)
         if self._generation < 0 or draft.is_restart:
             self._initial_diversity = diversity(self._genomes)
 
@@ -587,6 +588,7 @@ class Search:
         for row in data["logbook"]:
             self.logbook.record(**row)
         self.mixture.restore(arrays)
+        self.mixture.look_at(self._judged, self._judged_values)
         self._mutation_shares.restore(data["mutation_shares"])
         self._crossover_shares.restore(data["crossover_shares"])
         self._initial_diversity = float(data["initial_diversity"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from search_spaces.repair import Lattice
 #: Least relative probability of any gene, so that no change is impossible.
 FLOOR = 0.1
 UNGUIDED_NAME = "unguided"
+
+LearnScores: TypeAlias = Callable[[BoolArray, FloatArray], FloatArray]
+"""From judged genomes ``(n, n_genes)`` and their finite objectives ``(n,)``, minimised, to scores ``(n_genes,)``."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,20 @@ class Prior:
         similarity: Per group index a symmetric ``(size, size)`` matrix, larger = more alike; the diagonal is ignored.
         classes: ``(n_genes,)`` numbers of classes of genes that may stand in for each other, compared within groups
             only; a negative number is a class of its own.
+        learn: Gives scores from what a search itself has judged, where they are not known beforehand; asked anew after
+            every generation.
     """
 
     name: str
     scores: FloatArray | None = None
     similarity: Mapping[int, FloatArray] = field(default_factory=dict)
     classes: IntArray | None = None
+    learn: LearnScores | None = None
+
+    @property
+    def says_anything(self) -> bool:
+        """Whether any part is there."""
+        return bool(self.similarity) or any(part is not None for part in (self.scores, self.classes, self.learn))
 
     def fingerprint(self) -> str:
         """Return the identity of the content, BLAKE2b-64."""
@@ -40,6 +52,8 @@ class Prior:
         parts = [self.scores, self.classes, *(matrix for _, matrix in sorted(self.similarity.items()))]
         for part in parts:
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+        if self.learn is not None:
+            digest.update(b"learns")
         return digest.hexdigest()
 
 
@@ -67,7 +81,7 @@ UNGUIDED = Guide()
 
 
 def guide_of(prior: Prior, lattice: Lattice, *, temperature: float = 1.0) -> Guide:
-    """Return ``prior`` as operators use it.
+    """Return ``prior`` as operators use it; one that has still to learn its scores prefers nothing by them.
 
     Args:
         prior: What a criterion says.
@@ -87,11 +101,39 @@ def guide_of(prior: Prior, lattice: Lattice, *, temperature: float = 1.0) -> Gui
             closeness[index] = _closeness_of_pairs(_checked(matrix, index, prior.name, lattice))
     elif prior.classes is not None:
         closeness = _closeness_of_classes(prior.classes, prior.name, lattice)
-    if order is None and not closeness:
+    if order is None and not closeness and prior.learn is None:
         raise OptionError(
             f"the prior {prior.name!r} must hold scores, similarities or classes, but holds nothing; leave it out"
         )
     return Guide(prior.name, order, p_drop, p_revive, closeness)
+
+
+def learned_guide_of(
+    prior: Prior, genomes: BoolArray, objectives: FloatArray, lattice: Lattice, *, temperature: float = 1.0
+) -> Guide:
+    """Return ``prior``, which learns its scores, as operators use it after ``genomes`` were judged.
+
+    Genes of equal score share the mean of their positions: those of which nothing is known prefer nothing.
+
+    Args:
+        prior: Its ``learn`` is asked.
+        genomes: ``(n, n_genes)``, everything that was judged so far.
+        objectives: ``(n,)`` finite, minimised.
+        lattice: The groups.
+        temperature: As for :func:`guide_of`.
+
+    Raises:
+        OptionError: What it has learnt does not fit the space.
+    """
+    assert prior.learn is not None
+    scores = prior.learn(genomes, objectives)
+    _check_scores(scores, lattice)
+    order = np.empty(len(scores))
+    for start, size in zip(lattice.starts, lattice.sizes, strict=True):
+        _, inverse, counts = np.unique(scores[start : start + size], return_inverse=True, return_counts=True)
+        order[start : start + size] = (np.cumsum(counts) - counts / 2)[inverse] / size
+    p_drop, p_revive = mutation_priors(order, temperature=temperature)
+    return replace(guide_of(prior, lattice, temperature=temperature), order=order, p_drop=p_drop, p_revive=p_revive)
 
 
 def mutation_priors(
@@ -118,12 +160,7 @@ def normalise_scores(scores: FloatArray, lattice: Lattice) -> FloatArray:
     Raises:
         OptionError: ``scores`` is not one finite number per gene.
     """
-    n_genes = int(lattice.sizes.sum())
-    if scores.shape != (n_genes,) or not np.isfinite(scores).all():
-        raise OptionError(
-            f"channel scores must be {n_genes} finite numbers, one per gene, but got shape {scores.shape} with "
-            f"{int((~np.isfinite(scores)).sum())} that are not finite; check the criterion"
-        )
+    _check_scores(scores, lattice)
     positions = positions_in_groups(scores[None], lattice)[0]
     return 1 - (positions + 0.5) / np.repeat(lattice.sizes, lattice.sizes)
 
@@ -160,6 +197,15 @@ def nearest_kept(genomes: BoolArray, guide: Guide, lattice: Lattice) -> tuple[Fl
         closest[:, block] = np.take_along_axis(among_kept, nearest[:, :, None], axis=2)[:, :, 0]
         sibling[:, block] = np.where(closest[:, block] > 0, start + nearest, -1)
     return closest, sibling
+
+
+def _check_scores(scores: FloatArray, lattice: Lattice) -> None:
+    n_genes = int(lattice.sizes.sum())
+    if scores.shape != (n_genes,) or not np.isfinite(scores).all():
+        raise OptionError(
+            f"channel scores must be {n_genes} finite numbers, one per gene, but got shape {scores.shape} with "
+            f"{int((~np.isfinite(scores)).sum())} that are not finite; check the criterion"
+        )
 
 
 def _checked(matrix: FloatArray, index: int, name: str, lattice: Lattice) -> FloatArray:

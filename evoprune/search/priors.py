@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evoprune.search.guides import UNGUIDED, Guide, Prior, guide_of
+from evoprune.search.guides import UNGUIDED, Guide, Prior, guide_of, learned_guide_of
 from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.repair import Lattice
@@ -51,10 +51,14 @@ class PriorMixture:
     def __init__(
         self, priors: Sequence[Prior], lattice: Lattice, *, random_share: float = 0.2, temperature: float = 1.0
     ) -> None:
+        self._priors = tuple(priors)
+        self._lattice = lattice
+        self._temperature = temperature
         self.guides: tuple[Guide, ...] = (
             UNGUIDED,
             *(guide_of(prior, lattice, temperature=temperature) for prior in priors),
         )
+        self._first_guides = self.guides
         if len(set(self.names)) != len(self.names):
             raise OptionError(f"every prior needs a name of its own, but got {self.names}; name each once")
         self.fingerprints = {prior.name: prior.fingerprint() for prior in priors}
@@ -71,8 +75,9 @@ class PriorMixture:
 
     @property
     def orders(self) -> FloatArray | None:
-        """``(n, n_genes)`` positions of the priors that have scores, in order; None where none has."""
-        orders = [guide.order for guide in self.guides if guide.order is not None]
+        """``(n, n_genes)`` positions of the priors that have scores beforehand, in order; None where none has."""
+        pairs = zip(self._priors, self.guides[1:], strict=True)
+        orders = [guide.order for prior, guide in pairs if guide.order is not None and prior.learn is None]
         return np.stack(orders) if orders else None
 
     @property
@@ -106,6 +111,29 @@ class PriorMixture:
         self._credit = _FIRST_CREDIT + fade * (self._credit - _FIRST_CREDIT) + (survivors + improved)[1:] / 2
         self._n_children = _FIRST_CHILDREN + fade * (self._n_children - _FIRST_CHILDREN) + children[1:]
         self._last_children, self._last_survivors = children.astype(np.int64), survivors.astype(np.int64)
+
+    def look_at(self, genomes: BoolArray, objectives: FloatArray) -> None:
+        """Let the priors that learn their scores learn them anew.
+
+        They depend on these evaluations alone, so that a search which was restored has nothing else to keep.
+
+        Args:
+            genomes: ``(n, n_genes)``, everything that was judged so far; without any they forget what they have learnt.
+            objectives: ``(n,)`` finite, minimised.
+
+        Raises:
+            OptionError: What a prior has learnt does not fit the space.
+        """
+        if not len(genomes):
+            self.guides = self._first_guides
+            return
+        learned = [
+            guide
+            if prior.learn is None
+            else learned_guide_of(prior, genomes, objectives, self._lattice, temperature=self._temperature)
+            for prior, guide in zip(self._priors, self._first_guides[1:], strict=True)
+        ]
+        self.guides = (UNGUIDED, *learned)
 
     def row(self) -> dict[str, float | int]:
         """Return what the logbook tells of every guide ``NAME``.

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from evoprune import knowledge as module
+from evoprune.catalogue import catalogue
 from evoprune.knowledge import PRIOR_MIXTURE, SEED_MIXTURE, TWO_STEP, Choice, gather_knowledge, parse_criteria, prior_of
 from evoprune.options import SearchOptions, resolve_options
 from evoprune.search import LadderPlan, Search, SearchConfig
-from fitness.criteria import CRITERIA, ChannelKnowledge, MaskFamily
+from fitness.criteria import CRITERIA, ChannelKnowledge, MaskFamily, shapley_values
 from fitness.recipe import EvaluatorRecipe, make_recipe
 from fitness.seeding import two_step_scores, width_seeds
 from search_spaces.errors import DataError, OptionError, UnknownNameError
@@ -147,3 +148,16 @@ def test_families_score_by_the_share_of_masks_and_widths_alone_are_no_prior() ->
     np.testing.assert_array_equal(prior_of("dtc", family).scores, [1.0, 0.5, 0.0])
     with pytest.raises(OptionError, match="'ccm' says how wide layers should be"):
         prior_of("ccm", ChannelKnowledge((3,), widths=np.array([0.5])))
+
+
+def test_shapley_values_are_a_prior_beside_others_and_propose_nothing(recipe: EvaluatorRecipe) -> None:
+    choice = resolve_options(SearchOptions, {"seed": 0, "prior": "shapley,l2"}).criteria(is_compensated=True)
+    found = gather(recipe, choice)
+    assert [prior.name for prior in found.priors] == ["shapley", "l2"]
+    assert found.priors[0].learn is shapley_values
+    np.testing.assert_array_equal(found.channel_scores, found.priors[1].scores)
+    assert set(found.to_json()["priors"]) == {"shapley", "l2"}
+    for text in ("shapley", "l1,shapley"):
+        with pytest.raises(OptionError, match="cannot propose first genomes; use it with `--prior`"):
+            resolve_options(SearchOptions, {"seed": 0, "seed_with": text})
+    assert "shapley" in catalogue()["criteria"]

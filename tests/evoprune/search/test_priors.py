@@ -11,6 +11,7 @@ import pytest
 from evoprune.search import LadderPlan, Prior, PriorMixture, Search, SearchConfig
 from evoprune.search.guides import FLOOR, guide_of, nearest_kept
 from evoprune.search.operators import drop_doubles, swap
+from fitness.criteria import shapley_values
 from search_spaces.errors import OptionError, RunDirectoryError
 from search_spaces.genome import BoolArray
 from tests.evoprune.fakes import CountingEvaluator, make_target, tiny_space
@@ -215,3 +216,61 @@ def test_a_search_is_not_restored_with_other_priors() -> None:
 def test_shares_and_temperatures_out_of_range_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(OptionError, match=next(iter(changes))):
         SearchConfig({"macs": 0.5}, LadderPlan("network"), **changes)
+
+
+def learning(scores: list[float]) -> Prior:
+    """Return a prior that learns ``scores`` from whatever it is shown."""
+    return Prior("learned", learn=lambda *_: np.array(scores))
+
+
+def test_a_prior_that_learns_prefers_nothing_before_and_shares_positions_among_equals() -> None:
+    mixture = PriorMixture([Prior("known", np.arange(7.0)), learning([3, 1, 1, 2, 0, 0, 0])], LATTICE)
+    known, learned = mixture.guides[1:]
+    assert (learned.order, learned.p_drop, learned.p_revive) == (None, None, None)
+    orders = mixture.orders
+    mixture.look_at(as_bits("1011110"), np.zeros(1))
+    assert mixture.guides[1] is known
+    np.testing.assert_allclose(mixture.guides[2].order, [3.5 / 4, 1 / 4, 1 / 4, 2.5 / 4, 0.5, 0.5, 0.5])
+    assert mixture.guides[2].p_drop is not None
+    assert mixture.guides[2].p_drop[1] == mixture.guides[2].p_drop[2] > mixture.guides[2].p_drop[3]
+    assert len(set(mixture.guides[2].p_drop[4:])) == 1
+    np.testing.assert_array_equal(mixture.orders, orders)  # what is known beforehand does not change
+    mixture.look_at(np.empty((0, 7), np.bool_), np.empty(0))
+    assert mixture.guides[2] == learned
+
+
+@pytest.mark.parametrize("scores", [[1.0] * 6, [math.nan] * 7])
+def test_learned_scores_that_do_not_fit_are_refused(scores: list[float]) -> None:
+    mixture = PriorMixture([learning(scores)], LATTICE)
+    with pytest.raises(OptionError, match="must be 7 finite numbers"):
+        mixture.look_at(as_bits("1011110"), np.zeros(1))
+
+
+def test_what_is_learned_is_a_function_of_the_judged_genomes_that_a_checkpoint_holds() -> None:
+    space = tiny_space()
+    evaluator = CountingEvaluator(make_target(space.n_genes))
+    config = SearchConfig({"macs": 0.5}, LadderPlan("network"), population_size=8, n_generations=4)
+    priors = [Prior("shapley", learn=shapley_values), Prior("known", np.arange(float(space.n_genes)))]
+    whole, stopped = (Search(space, config, seed=2, priors=priors) for _ in range(2))
+    first = stopped.state()
+    judged: dict[str, tuple[BoolArray, float]] = {}
+    while not whole.is_finished:
+        request = whole.ask()
+        stopped.restore(whole.state())  # whatever it was before
+        again = stopped.ask()
+        assert (again.rung, again.digests) == (request.rung, request.digests)
+        evaluations = evaluator.evaluate(request.genomes, request.rung)
+        judged |= {e.digest: (g, e.objective) for g, e in zip(request.genomes, evaluations, strict=True)}
+        whole.tell(evaluations)
+        genomes, objectives = (np.array(part) for part in zip(*judged.values(), strict=True))
+        values = shapley_values(genomes, objectives)
+        order = whole.mixture.guides[1].order
+        assert order is not None
+        for group in space.groups:
+            inside = slice(group.start, group.stop)
+            ranks = np.argsort(np.argsort(values[inside], kind="stable"), kind="stable")
+            is_alone = np.array([np.sum(values[inside] == value) == 1 for value in values[inside]])
+            np.testing.assert_allclose(order[inside][is_alone], ((ranks + 0.5) / group.size)[is_alone])
+    assert {"share_shapley", "n_children_shapley"} <= whole.logbook[-1].keys()
+    stopped.restore(first)
+    assert stopped.mixture.guides[1].order is None

@@ -155,6 +155,14 @@ class SearchConfig:
         """Offspring judged per generation."""
         return self.population_size if self.n_offspring is None else self.n_offspring
 
+    def n_bred(self, n_immigrants: int) -> int:
+        """Return how many offspring are judged beside ``n_immigrants``."""
+        return max(self.n_judged_offspring - n_immigrants, 0)
+
+    def n_passed(self, screen: str, n_immigrants: int) -> int:
+        """Return how many offspring pass the rung ``screen``, where ``n_immigrants`` are judged with them."""
+        return self.ladder.n_passed(screen, self.n_bred(n_immigrants))
+
 
 def _are_weights(frequencies: Mapping[str, float]) -> bool:
     return bool(frequencies) and all(0 < value < float("inf") for value in frequencies.values())

@@ -12,70 +12,30 @@ generation; a search that is restored therefore goes on exactly as the uninterru
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from deap import base, tools
 
-from evoprune.search.adaptation import SuccessShares
+from evoprune.search.breeding import Breeder
 from evoprune.search.config import SearchConfig
 from evoprune.search.draft import Draft
-from evoprune.search.feasibility import Repairer, Space, diversity
+from evoprune.search.feasibility import Repairer, Space
 from evoprune.search.guides import Prior
 from evoprune.search.individual import BestIndividuals, Individual, make_statistics
-from evoprune.search.initialisation import DistinctGenomes, initial_population
-from evoprune.search.operators import WIDTH_KEEPING, LocalError, as_widths, build_toolbox
+from evoprune.search.initialisation import initial_population
+from evoprune.search.memory import Memory
+from evoprune.search.messages import BestGenome, EvaluationRequest, Role, check_answers, check_any_succeeded
+from evoprune.search.operators import LocalError, build_toolbox
+from evoprune.search.population import Population
 from evoprune.search.priors import PriorMixture
-from evoprune.search.randomness import make_generator
-from evoprune.search.surrogate import LinearSurrogate
+from evoprune.search.state import SearchState, as_json, check_identity, pack_hall, restore_hall
 from fitness.evaluation import Evaluation
-from search_spaces.errors import ExecutionError, OptionError, RunDirectoryError, UnknownNameError
+from search_spaces.errors import ExecutionError, OptionError
 from search_spaces.genome import BoolArray, FloatArray, IntArray, genome_digest
 
-Role = Literal["probe", "screen", "judge", "elite"]
-_N_ATTEMPTS = 12
-_LEARNING_RATE = 0.3  # sigma of the log-normal factor by which a child's mutation rate differs from its parent's
 _STATE_VERSION = 3
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """Genomes that the search wants to know about; ``(generation, rung)`` is unique within a search.
-
-    Attributes:
-        generation: 0 for the initial population.
-        rung: Rung of the fidelity ladder.
-        role: What the rung is used for; a ``probe`` measures the space and is no part of a population.
-        genomes: ``(n, n_genes)``, distinct and feasible; ``n`` may be 0.
-        digests: Identities of the genomes.
-    """
-
-    generation: int
-    rung: str
-    role: Role
-    genomes: BoolArray
-    digests: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class BestGenome:
-    """The best solution so far: ``objective`` is a number of ``rung``."""
-
-    genome: BoolArray
-    digest: str
-    objective: float
-    rung: str
-
-
-@dataclass(frozen=True)
-class SearchState:
-    """A search after a finished generation: plain arrays and JSON values."""
-
-    arrays: Mapping[str, npt.NDArray[Any]]
-    data: Mapping[str, Any]
 
 
 class Search:
@@ -105,6 +65,8 @@ class Search:
     """
 
     n_objectives = 1
+    repairer_type: type[Repairer] = Repairer
+    breeder_type: type[Breeder] = Breeder
 
     def __init__(
         self,
@@ -125,29 +87,29 @@ class Search:
         self.space = space
         self.config = config
         self.seed = seed
-        self._repairer = self._make_repairer()
+        self._repairer = self.repairer_type(space, config.budgets)
         lattice = self._repairer.lattice
         self.mixture = PriorMixture(
             priors, lattice, random_share=config.random_share, temperature=config.prior_temperature
         )
-        self._seeds = seeds
         self.toolbox: base.Toolbox = build_toolbox(lattice, local_error)
-        self._mutation_shares = SuccessShares(config.mutations, is_adaptive=config.adapt_operators)
-        self._crossover_shares = SuccessShares(config.crossovers, is_adaptive=config.adapt_operators)
-        orders = self.mixture.orders
-        self._width_order = make_generator(seed, "order").random(space.n_genes) if orders is None else orders[0]
+        self._memory = Memory(space.n_genes)
+        self._seeds = seeds
+        self._breeder = self.breeder_type(
+            config,
+            self._repairer,
+            self.mixture,
+            self.toolbox,
+            self._memory,
+            self._initial_genomes,
+            self._promising,
+            seed=seed,
+        )
         self.statistics: tools.Statistics = make_statistics()
         self.logbook: tools.Logbook = tools.Logbook()
         self.best_individuals = BestIndividuals(config.n_best)
         self.elites = BestIndividuals(config.n_best)
-        self._genomes = np.empty((0, space.n_genes), np.bool_)
-        self._objective_values = np.empty((0, self.n_objectives))
-        self._rates = np.empty(0)
-        self._seen: dict[str, None] = {}  # every digest that was asked for, in order
-        self._elite_seen: dict[str, None] = {}
-        self._judged = np.empty((0, space.n_genes), np.bool_)  # with their objectives: what the surrogate learns from
-        self._judged_values = np.empty(0)
-        self._initial_diversity = 0.0
+        self._population = Population.empty(space.n_genes, self.n_objectives)
         self._generation = -1
         self._draft: Draft | None = None
         self._request: EvaluationRequest | None = None
@@ -186,7 +148,7 @@ class Search:
     @property
     def population(self) -> list[Individual]:
         """The survivors, best first."""
-        return [Individual.of(g, v) for g, v in zip(self._genomes, self._objective_values[:, 0], strict=True)]
+        return self._population.individuals()
 
     @property
     def best(self) -> BestGenome | None:
@@ -215,109 +177,88 @@ class Search:
         request, draft = self._request, self._draft
         if request is None or draft is None:
             raise ExecutionError("`tell` answers `ask`, but nothing was asked; call `ask` first")
-        received = [(evaluation.digest, evaluation.rung) for evaluation in evaluations]
-        expected = [(digest, request.rung) for digest in request.digests]
-        if received != expected:
-            raise OptionError(
-                f"`tell` needs one evaluation per requested genome, in order: {len(expected)} at {request.rung!r}, but "
-                f"got {len(received)}, the first that differs being "
-                f"{next((r for r, e in zip(received, expected, strict=False) if r != e), 'missing')}"
-            )
+        check_answers(request, evaluations)
         objectives = np.array([evaluation.objective for evaluation in evaluations], np.float64)
-        self._seen.update(dict.fromkeys(request.digests))
+        self._memory.add_answered(request)
         self._request = None
         if request.role == "screen":
-            draft = self._screen(draft, objectives, request.rung)
-            screens = self.config.ladder.screens
-            self._request = self._next_request(draft, screens[screens.index(request.rung) + 1 :])
-            return False
-        if request.role == "judge":
-            draft.n_failed = int((~np.isfinite(objectives)).sum())
-            self._judge(draft, objectives, evaluations)
-            candidates = self._elite_candidates()
-            if len(candidates):
-                self._request = self._make_request("elite", candidates)
-                return False
+            self._request = self._take_screened(draft, objectives, request.rung)
+        elif request.role == "judge":
+            if self._generation < 0:
+                check_any_succeeded(evaluations)
+            self._request = self._take_judged(draft, objectives)
         else:
             draft.n_elites = len(request.digests)
-            self._elite_seen.update(dict.fromkeys(request.digests))
-            _update(self.elites, request.genomes, objectives)
-        self._finish_generation(draft)
-        return True
-
-    def _make_request(self, role: Role, genomes: BoolArray, rung: str | None = None) -> EvaluationRequest:
-        rung = rung or getattr(self.config.ladder, role)
-        digests = tuple(genome_digest(genome) for genome in genomes)
-        return EvaluationRequest(self._generation + 1, rung, role, genomes, digests)
+            self.elites.show(request.genomes, objectives)
+        if self._request is None:
+            self._finish_generation(draft)
+        return self._request is None
 
     def _begin_generation(self) -> EvaluationRequest:
         if self._generation < 0:
-            self._draft = self._first_draft()
-            return self._make_request("judge", self._draft.genomes)
-        self._draft = self._next_draft()
+            self._draft = self._breeder.first(self._seeds)
+            return self._make_request("judge", self._draft.genomes, self.config.ladder.judge)
+        self._draft = self._breeder.next(self._generation + 1, self._population, self._ranks())
         return self._next_request(self._draft, self.config.ladder.screens)
+
+    def _make_request(self, role: Role, genomes: BoolArray, rung: str) -> EvaluationRequest:
+        digests = tuple(genome_digest(genome) for genome in genomes)
+        return EvaluationRequest(self._generation + 1, rung, role, genomes, digests)
 
     def _next_request(self, draft: Draft, screens: Sequence[str]) -> EvaluationRequest:
         """Return the request of the first of ``screens`` that has anything to leave out, else of the judge."""
         n_offspring = len(draft.genomes) - draft.n_immigrants
         for screen in screens:
-            if n_offspring > self._n_passed(draft, screen):
+            if n_offspring > self.config.n_passed(screen, draft.n_immigrants):
                 return self._make_request("screen", draft.genomes[:n_offspring], screen)
-        return self._make_request("judge", draft.genomes)
+        return self._make_request("judge", draft.genomes, self.config.ladder.judge)
 
-    def _n_passed(self, draft: Draft, screen: str) -> int:
-        return self.config.ladder.n_passed(screen, self._n_offspring(draft.n_immigrants))
-
-    def _n_offspring(self, n_immigrants: int) -> int:
-        return max(self.config.n_judged_offspring - n_immigrants, 0)
-
-    def _screen(self, draft: Draft, objectives: FloatArray, screen: str) -> Draft:
-        """Return the draft with the best screened offspring, and all immigrants, which a screen would not let in."""
-        order = self._promising(draft.genomes, objectives, self._n_passed(draft, screen))
-        kept = np.concatenate([np.sort(order), np.arange(len(objectives), len(draft.genomes))])
+    def _take_screened(self, draft: Draft, objectives: FloatArray, screen: str) -> EvaluationRequest:
+        """Keep the best screened offspring, and all immigrants, which a screen would not let in."""
+        n_passed = self.config.n_passed(screen, draft.n_immigrants)
+        passed = np.sort(self._promising(draft.genomes, objectives, n_passed))
         draft.n_screened = max(draft.n_screened, len(objectives))
-        self._draft = draft.take(kept)
-        return self._draft
+        self._draft = draft.take(np.concatenate([passed, np.arange(len(objectives), len(draft.genomes))]))
+        screens = self.config.ladder.screens
+        return self._next_request(self._draft, screens[screens.index(screen) + 1 :])
 
-    def _judge(self, draft: Draft, objectives: FloatArray, evaluations: Sequence[Evaluation]) -> None:
-        """Merge parents and offspring, and let the best survive."""
-        if self._generation < 0 and not np.isfinite(objectives).any():
-            raise ExecutionError(
-                f"at least one genome of the initial population must be evaluated, but all {len(objectives)} failed; "
-                f"the first: {evaluations[0].failure or 'objective is infinite'}"
-            )
-        # A fresh population starts without its predecessors, unless all of it failed.
-        n_parents = 0 if draft.is_restart and np.isfinite(objectives).any() else len(self._genomes)
-        genomes = np.concatenate([self._genomes[:n_parents], draft.genomes])
-        new_values = self._values_of(draft.genomes, objectives)
-        values = np.concatenate([self._objective_values[:n_parents], new_values])
-        rates = np.concatenate([self._rates[:n_parents], draft.rates])
-        survivors = self._survivors(genomes, values)
-        is_survivor = np.isin(np.arange(n_parents, len(genomes)), survivors)
-        self._mutation_shares.learn(draft.made[0], draft.mutations[is_survivor])
-        self._crossover_shares.learn(draft.made[1], draft.crossovers[is_survivor])
-        self.mixture.learn(draft.guides, is_survivor, objectives < draft.parent_objectives)
-        self._genomes, self._objective_values, self._rates = genomes[survivors], values[survivors], rates[survivors]
-        self._remember(draft.genomes, objectives)
-        is_finite = np.isfinite(objectives)
-        self._judged = np.concatenate([self._judged, draft.genomes[is_finite]])
-        self._judged_values = np.concatenate([self._judged_values, objectives[is_finite]])
-        self.mixture.look_at(self._judged, self._judged_values)
-        if self._generation < 0 or draft.is_restart:
-            self._initial_diversity = diversity(self._genomes)
-
-    def _elite_candidates(self) -> BoolArray:
+    def _take_judged(self, draft: Draft, objectives: FloatArray) -> EvaluationRequest | None:
+        """Let the best survive, and return the request of the elite rung if it has not seen all of the best."""
+        draft.n_failed = int((~np.isfinite(objectives)).sum())
+        self._select(draft, objectives)
         ladder = self.config.ladder
         if ladder.elite is None:
-            return self._genomes[:0]
-        best = self._genomes[: ladder.n_elites]
-        return best[[genome_digest(genome) not in self._elite_seen for genome in best]]
+            return None
+        candidates = self._memory.unseen_by_elite(self._population.genomes[: ladder.n_elites])
+        return self._make_request("elite", candidates, ladder.elite) if len(candidates) else None
+
+    def _select(self, draft: Draft, objectives: FloatArray) -> None:
+        """Merge parents and offspring, let the best survive, and learn from who did."""
+        # A fresh population starts without its predecessors, unless all of it failed.
+        n_parents = 0 if draft.is_restart and np.isfinite(objectives).any() else len(self._population)
+        parents = self._population.take(np.arange(n_parents))
+        offspring = Population(draft.genomes, self._values_of(draft.genomes, objectives), draft.rates)
+        candidates = parents.joined(offspring)
+        survivors = self._survivors(candidates.genomes, candidates.values)
+        self._population = candidates.take(survivors)
+        self._breeder.variation.learn(draft, np.isin(np.arange(n_parents, len(candidates)), survivors), objectives)
+        self._remember(draft.genomes, objectives)
+        self._memory.add_judged(draft.genomes, objectives)
+        self.mixture.look_at(*self._memory.judged)
+        if self._generation < 0 or draft.is_restart:
+            self._breeder.renewal.begin(self._population)
 
     def _finish_generation(self, draft: Draft) -> None:
         self._generation += 1
+        self.logbook.record(**self._row(draft))
+        self._draft = None
+        self._state = self._capture()
+
+    def _row(self, draft: Draft) -> dict[str, Any]:
+        """Return what the logbook tells of the generation that ``draft`` became."""
         best = self.best
         assert best is not None
-        row = {
+        return {
             "gen": self._generation,
             "nevals": len(draft.genomes),
             **{name: float(value) for name, value in self.statistics.compile(self.population).items()},
@@ -329,21 +270,13 @@ class Search:
             "n_failed": draft.n_failed,
             "n_immigrants": draft.n_immigrants,
             "is_restart": draft.is_restart,
-            "diversity": diversity(self._genomes),
-            "mutation_rate": float(np.median(self._rates)),
-            **self._mutation_shares.row("share_mutate"),
-            **self._crossover_shares.row("share_mate"),
-            **self.mixture.row(),
+            "diversity": self._population.diversity,
+            "mutation_rate": float(np.median(self._population.rates)),
+            **self._breeder.variation.row(),
             **self._further_figures(),
         }
-        self.logbook.record(**row)
-        self._draft = None
-        self._state = self._capture()
 
     # ------------------------------------------------------------------ what a search with other objectives replaces
-
-    def _make_repairer(self) -> Repairer:
-        return Repairer(self.space, self.config.budgets)
 
     def _initial_genomes(self, rng: np.random.Generator, seeds: BoolArray | None) -> BoolArray:
         """Return the genomes of a population that begins with ``seeds``."""
@@ -369,7 +302,7 @@ class Search:
 
     def _ranks(self) -> IntArray:
         """Return the ranks of the population for the selection of parents, 0 = best."""
-        return np.arange(len(self._genomes))
+        return np.arange(len(self._population))
 
     def _promising(self, genomes: BoolArray, objectives: FloatArray, n: int) -> IntArray:
         """Return at most ``n`` rows of those that a cheap rung has seen, ``objectives`` ``(m,)``, the first ``m``."""
@@ -378,7 +311,7 @@ class Search:
 
     def _remember(self, genomes: BoolArray, objectives: FloatArray) -> None:
         """Show what was judged to the archives that outlive the population."""
-        _update(self.best_individuals, genomes, objectives)
+        self.best_individuals.show(genomes, objectives)
 
     def _best_objective(self) -> float:
         """Return the judged objective that stop rules watch."""
@@ -387,168 +320,6 @@ class Search:
     def _further_figures(self) -> dict[str, Any]:
         """Return more columns of the logbook."""
         return {}
-
-    # ------------------------------------------------------------------ making offspring
-
-    def _first_draft(self) -> Draft:
-        rng = make_generator(self.seed, "initialisation")
-        genomes = self._distinct_widths(self._initial_genomes(rng, self._seeds), rng)
-        low, high = np.log(self.config.mutation_rates)
-        return Draft.fresh(genomes, np.exp(rng.uniform(low, high, len(genomes))))
-
-    def _distinct_widths(self, genomes: BoolArray, rng: np.random.Generator) -> BoolArray:
-        """Return ``genomes`` where all bits are free; else their widths, each once, and others in place of doubles."""
-        if not self._evolves_widths:
-            return genomes
-        found = DistinctGenomes(len(genomes))
-        found.add(self._expressed(genomes))
-        for _ in range(_N_ATTEMPTS):
-            n_missing = len(genomes) - len(found)
-            if n_missing:
-                found.add(self._expressed(self._repairer.sample(n_missing, rng=rng)))
-        return found.genomes()
-
-    @property
-    def _has_collapsed(self) -> bool:
-        """Whether hardly any diversity is left."""
-        return diversity(self._genomes) < self.config.min_diversity * self._initial_diversity
-
-    def _fresh_population(self) -> BoolArray:
-        """Return a population that owes nothing to this one: as the first, with other random numbers, and all new."""
-        rng = make_generator(self.seed, "restart", self._generation + 1)
-        genomes = self._distinct_widths(self._initial_genomes(rng, None), rng)
-        is_new = np.array([genome_digest(genome) not in self._seen for genome in genomes])
-        return genomes[is_new]
-
-    def _next_draft(self) -> Draft:
-        generation, config = self._generation + 1, self.config
-        if config.restart and self._has_collapsed:
-            fresh = self._fresh_population()
-            if len(fresh) > 1:
-                draft = self._newcomers(fresh)
-                draft.n_immigrants, draft.is_restart = len(fresh), True
-                return draft
-        immigrants = self._immigrants(make_generator(self.seed, "immigration", generation))
-        n_wanted = self._n_offspring(len(immigrants))
-        if config.ladder.screens:
-            n_wanted *= config.ladder.screen_factor
-        taken = dict.fromkeys(genome_digest(genome) for genome in immigrants)
-        rng = make_generator(self.seed, "variation", generation)
-        offspring = self._offspring(n_wanted, n_wanted * config.surrogate_factor, taken, rng)
-        draft = Draft.join([self._sift(offspring, n_wanted), self._newcomers(immigrants)])
-        draft.n_immigrants = len(immigrants)
-        draft.made = (offspring.mutations, offspring.crossovers)
-        return draft
-
-    def _newcomers(self, genomes: BoolArray) -> Draft:
-        """Return ``genomes`` that nothing bred, with a middling mutation rate."""
-        return Draft.fresh(genomes, np.full(len(genomes), np.sqrt(np.prod(self.config.mutation_rates))))
-
-    def _sift(self, offspring: Draft, n_wanted: int) -> Draft:
-        """Return the ``n_wanted`` offspring of which the surrogate expects most, in their order."""
-        if len(offspring.genomes) <= n_wanted:
-            return offspring
-        predicted = LinearSurrogate(self._judged, self._judged_values).predict(offspring.genomes)
-        chosen = np.zeros(len(predicted), np.bool_)
-        chosen[self._promising(offspring.genomes, predicted, n_wanted)] = True
-        return offspring.take(chosen)
-
-    def _immigrants(self, rng: np.random.Generator) -> BoolArray:
-        """Return new genomes where diversity is gone: random ones, every other one crossed with a survivor."""
-        n = round(self.config.immigrant_share * self.config.n_judged_offspring)
-        if n == 0 or not self._has_collapsed:
-            return self._genomes[:0]
-        fresh = self._repairer.sample(n, rng=rng)
-        hosts = self._genomes[rng.integers(len(self._genomes), size=n)]
-        crossed = self.toolbox.mate_groups(fresh, hosts, rng=rng)
-        is_crossed = (np.arange(n) % 2 == 1)[:, None]
-        genomes = self._expressed(self._repairer(np.where(is_crossed, crossed, fresh), rng=rng))
-        new = {genome_digest(g): g for g in genomes}
-        kept = [genome for digest, genome in new.items() if digest not in self._seen]
-        return np.stack(kept) if kept else self._genomes[:0]
-
-    def _offspring(self, n_wanted: int, n_made: int, taken: dict[str, None], rng: np.random.Generator) -> Draft:
-        """Return genomes that were never asked for: the new ones of ``n_made`` children, or more up to ``n_wanted``.
-
-        In a space that is nearly exhausted there may be fewer, or none.
-        """
-        parts: list[Draft] = []
-        n_missing = n_made
-        for _ in range(_N_ATTEMPTS):
-            if n_missing <= 0:
-                break
-            part = self._vary(n_missing, rng)
-            is_new = np.zeros(n_missing, np.bool_)
-            for row, child in enumerate(part.genomes):
-                digest = genome_digest(child)
-                is_new[row] = digest not in self._seen and digest not in taken
-                taken.setdefault(digest, None)
-            parts.append(part.take(is_new))
-            n_missing = n_wanted - sum(len(part.genomes) for part in parts)
-        if not parts:
-            return Draft.fresh(self._genomes[:0], np.empty(0))
-        return Draft.join(parts)
-
-    def _vary(self, n: int, rng: np.random.Generator) -> Draft:
-        """Return ``n`` repaired children of selected parents."""
-        config, ranks = self.config, self._ranks()
-        first = self.toolbox.select(ranks, n, rng=rng)
-        second = self.toolbox.select(ranks, n, rng=rng)
-        inherited = self._rates[first] * np.exp(rng.normal(0, _LEARNING_RATE, n))
-        rates = np.clip(inherited, *config.mutation_rates)
-        guides = self.mixture.draw(n, rng=rng)
-        crossed = self._genomes[first].copy()
-        has_two_parents = rng.random(n) < config.p_crossover
-        crossovers = np.where(has_two_parents, self._drawn("mate", self._crossover_shares, n, rng), -1)
-        for number, operator in self._operators("mate", self._crossover_shares):
-            rows = np.flatnonzero(crossovers == number)
-            crossed[rows] = operator(self._genomes[first[rows]], self._genomes[second[rows]], rng=rng)
-        mutated = crossed.copy()
-        mutations = self._drawn("mutate", self._mutation_shares, n, rng)
-        for number, operator in self._operators("mutate", self._mutation_shares):
-            for index, guide in enumerate(self.mixture.guides):
-                rows = np.flatnonzero((mutations == number) & (guides == index))
-                if len(rows):
-                    mutated[rows] = operator(crossed[rows], rates=rates[rows], rng=rng, guide=guide)
-        # Mutated genes are what is being tried: they are repaired last.
-        preference = self._preference(guides, rng) + 2.0 * (mutated & ~crossed) - 2.0 * (crossed & ~mutated)
-        children = self._expressed(self._repairer(mutated, rng=rng, preference=preference))
-        return Draft(children, rates, guides, self._objective_values[first, 0], mutations, crossovers)
-
-    def _preference(self, guides: IntArray, rng: np.random.Generator) -> FloatArray:
-        """Return what repair keeps first, in [0, 1]: at random, for guided rows blended with what their prior wants."""
-        preference = rng.random((len(guides), self.space.n_genes))
-        weight = rng.random(len(guides)) * (rng.random(len(guides)) < self.config.p_guided)
-        for index, guide in enumerate(self.mixture.guides):
-            if guide.order is not None:
-                rows = np.flatnonzero(guides == index)
-                share = weight[rows, None]
-                preference[rows] = share * guide.order + (1 - share) * preference[rows]
-        return preference
-
-    def _drawn(self, kind: str, shares: SuccessShares, n: int, rng: np.random.Generator) -> IntArray:
-        """Return ``(n,)`` indices of the operators of ``kind`` that are to make the children."""
-        known = [name.removeprefix(f"{kind}_") for name in vars(self.toolbox) if name.startswith(f"{kind}_")]
-        for name in shares.names:
-            if name not in known:
-                raise UnknownNameError(f"operator for `{kind}`", name, known)
-        changing = [name for name in shares.names if name not in WIDTH_KEEPING] if self._evolves_widths else None
-        return rng.choice(len(shares.names), size=n, p=shares.shares(changing)).astype(np.int64)
-
-    def _operators(self, kind: str, shares: SuccessShares) -> list[tuple[int, Any]]:
-        return [(number, getattr(self.toolbox, f"{kind}_{name}")) for number, name in enumerate(shares.names)]
-
-    # ------------------------------------------------------------------ widths before bits
-
-    @property
-    def _evolves_widths(self) -> bool:
-        """Whether the generation in the making is one of those that evolve widths alone."""
-        n = self.config.width_generations
-        return n > 0 and self._generation + 1 <= n
-
-    def _expressed(self, genomes: BoolArray) -> BoolArray:
-        """Return ``genomes``, as widths over the fixed order while widths alone evolve."""
-        return as_widths(genomes, self._width_order, self._repairer.lattice) if self._evolves_widths else genomes
 
     # ------------------------------------------------------------------ state
 
@@ -565,33 +336,19 @@ class Search:
         Raises:
             RunDirectoryError: The state is of another version, seed, configuration or space.
         """
-        expected = self._identity()
-        differing = [name for name, value in expected.items() if state.data.get(name) != value]
-        if differing:
-            raise RunDirectoryError(
-                "a search can only be restored from a state of its own, but these differ: "
-                f"{', '.join(f'{name} (saved {state.data.get(name)}, now {expected[name]})' for name in differing)}; "
-                "restore them, or start a new run"
-            )
-        arrays, data = state.arrays, state.data
-        self._genomes = self._unpack(arrays["genomes"])
-        self._objective_values = np.array(arrays["objective_values"], np.float64)
-        self._rates = np.array(arrays["mutation_rates"], np.float64)
-        self._judged = self._unpack(arrays["judged_genomes"])
-        self._judged_values = np.array(arrays["judged_objectives"], np.float64)
-        self._seen = dict.fromkeys(_unpack_digests(arrays["seen"]))
-        self._elite_seen = dict.fromkeys(_unpack_digests(arrays["elite_seen"]))
-        for hall, name in ((self.best_individuals, "best"), (self.elites, "elite")):
-            hall.clear()
-            _update(hall, self._unpack(arrays[f"{name}_genomes"]), arrays[f"{name}_objectives"])
+        check_identity(state.data, self._identity())
+        arrays, data, n_genes = state.arrays, state.data, self.space.n_genes
+        self._population = Population.of_arrays(arrays, n_genes)
+        self._memory.restore(arrays)
+        restore_hall(self.best_individuals, "best", arrays, n_genes)
+        restore_hall(self.elites, "elite", arrays, n_genes)
         self.logbook = tools.Logbook()
         for row in data["logbook"]:
             self.logbook.record(**row)
         self.mixture.restore(arrays)
-        self.mixture.look_at(self._judged, self._judged_values)
-        self._mutation_shares.restore(data["mutation_shares"])
-        self._crossover_shares.restore(data["crossover_shares"])
-        self._initial_diversity = float(data["initial_diversity"])
+        self.mixture.look_at(*self._memory.judged)
+        self._breeder.variation.restore(data)
+        self._breeder.renewal.initial_diversity = float(data["initial_diversity"])
         self._generation = int(data["generation"])
         self._draft = self._request = None
         self._state = self._capture()
@@ -604,55 +361,22 @@ class Search:
             "seed": self.seed,
             "n_genes": self.space.n_genes,
             "priors": self.mixture.fingerprints,
-            "config": _as_json(config),
+            "config": as_json(config),
         }
 
     def _capture(self) -> SearchState:
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "genomes": np.packbits(self._genomes, axis=1),
-            "objective_values": self._objective_values.copy(),
-            "mutation_rates": self._rates.copy(),
-            "judged_genomes": np.packbits(self._judged, axis=1),
-            "judged_objectives": self._judged_values.copy(),
-            "seen": _pack_digests(self._seen),
-            "elite_seen": _pack_digests(self._elite_seen),
+        arrays = {
+            **self._population.arrays(),
+            **self._memory.arrays(),
             **self.mixture.arrays(),
+            **pack_hall(self.best_individuals, "best", self.space.n_genes),
+            **pack_hall(self.elites, "elite", self.space.n_genes),
         }
-        for hall, name in ((self.best_individuals, "best"), (self.elites, "elite")):
-            genomes = np.array([individual.genome for individual in hall], np.bool_).reshape(-1, self.space.n_genes)
-            arrays[f"{name}_genomes"] = np.packbits(genomes, axis=1)
-            arrays[f"{name}_objectives"] = np.array([individual.objective for individual in hall], np.float64)
         data = {
             **self._identity(),
             "generation": self._generation,
-            "initial_diversity": self._initial_diversity,
-            "mutation_shares": self._mutation_shares.state(),
-            "crossover_shares": self._crossover_shares.state(),
+            "initial_diversity": self._breeder.renewal.initial_diversity,
+            **self._breeder.variation.state(),
             "logbook": [dict(row) for row in self.logbook],
         }
         return SearchState(arrays, data)
-
-    def _unpack(self, packed: npt.NDArray[Any]) -> BoolArray:
-        return np.unpackbits(packed, axis=1, count=self.space.n_genes).astype(np.bool_)
-
-
-def _update(hall: BestIndividuals, genomes: BoolArray, objectives: FloatArray) -> None:
-    """Show the individuals with finite ``objectives`` to ``hall``."""
-    hall.update([Individual.of(g, v) for g, v in zip(genomes, objectives, strict=True) if np.isfinite(v)])
-
-
-def _pack_digests(digests: Mapping[str, None]) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 16)
-
-
-def _unpack_digests(packed: npt.NDArray[Any]) -> list[str]:
-    return [row.tobytes().hex() for row in packed]
-
-
-def _as_json(value: Any) -> Any:
-    """Return ``value`` as it comes back from JSON: mappings as dicts, sequences as lists."""
-    if isinstance(value, Mapping):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    return value

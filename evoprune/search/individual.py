@@ -12,7 +12,7 @@ import numpy as np
 from deap import base, tools
 
 from search_spaces.errors import ObjectiveValueError
-from search_spaces.genome import BoolArray, genome_digest
+from search_spaces.genome import BoolArray, FloatArray, genome_digest
 
 
 class MinimisedFitness(base.Fitness):
@@ -62,6 +62,10 @@ class BestIndividuals(tools.HallOfFame):
 
     def __init__(self, maxsize: int) -> None:
         super().__init__(maxsize, similar=lambda first, second: first.digest == second.digest)
+
+    def show(self, genomes: BoolArray, objectives: FloatArray) -> None:
+        """Take what is among the best of ``genomes`` ``(n, n_genes)``; failed ones, not finite, are passed over."""
+        self.update([Individual.of(g, v) for g, v in zip(genomes, objectives, strict=True) if np.isfinite(v)])
 
     def insert(self, item: Individual) -> None:
         """Insert a copy of ``item`` behind all that are at least as good."""

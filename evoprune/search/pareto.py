@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from evoprune.search.config import SearchConfig
 from evoprune.search.dominance import ParetoArchive, crowded_ranks, hypervolume, knee, select_nsga2
-from evoprune.search.engine import BestGenome, Search, SearchState
+from evoprune.search.engine import Search
 from evoprune.search.feasibility import Repairer, Space
 from evoprune.search.initialisation import DistinctGenomes, initial_population
+from evoprune.search.messages import BestGenome
 from evoprune.search.operators import with_counts
+from evoprune.search.state import SearchState, pack_genomes, unpack_genomes
 from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.repair import count_kept
@@ -78,6 +80,7 @@ class ParetoSearch(Search):
     """
 
     n_objectives = 2
+    repairer_type = RangeRepairer
 
     def __init__(
         self,
@@ -131,9 +134,6 @@ class ParetoSearch(Search):
 
     # ------------------------------------------------------------------ what differs from one objective
 
-    def _make_repairer(self) -> Repairer:
-        return RangeRepairer(self.space, self.config.budgets)
-
     def _initial_genomes(self, rng: np.random.Generator, seeds: BoolArray | None) -> BoolArray:
         """Return genomes of costs from the smallest network to the budget, ``seeds`` first."""
         n_wanted = self.config.population_size
@@ -175,7 +175,9 @@ class ParetoSearch(Search):
         return survivors
 
     def _ranks(self) -> IntArray:
-        ranks: IntArray = self.toolbox.rank(self._objective_values, violations=self._violations(self._genomes))
+        ranks: IntArray = self.toolbox.rank(
+            self._population.values, violations=self._violations(self._population.genomes)
+        )
         return ranks
 
     def _promising(self, genomes: BoolArray, objectives: FloatArray, n: int) -> IntArray:
@@ -219,7 +221,9 @@ class ParetoSearch(Search):
         """Go back (or on) to ``state``; see :meth:`Search.restore`."""
         super().restore(state)
         self.archive.clear()
-        self.archive.add(self._unpack(state.arrays["archive_genomes"]), state.arrays["archive_values"])
+        self.archive.add(
+            unpack_genomes(state.arrays["archive_genomes"], self.space.n_genes), state.arrays["archive_values"]
+        )
         reference = state.data["reference"]
         self._reference = None if reference is None else (float(reference[0]), float(reference[1]))
         self._state = self._capture()
@@ -231,7 +235,7 @@ class ParetoSearch(Search):
         state = super()._capture()
         arrays: dict[str, npt.NDArray[Any]] = {
             **state.arrays,
-            "archive_genomes": np.packbits(self.archive.genomes(self.space.n_genes), axis=1),
+            "archive_genomes": pack_genomes(self.archive.genomes(self.space.n_genes)),
             "archive_values": self.archive.objective_values(),
         }
         reference = None if self._reference is None else list(self._reference)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from evoprune.search.feasibility import Space
+from evoprune.search.messages import BestGenome, EvaluationRequest
+from evoprune.search.state import SearchState
 from fitness.evaluation import Evaluation
-
-if TYPE_CHECKING:
-    from evoprune.search.engine import BestGenome, EvaluationRequest, SearchState
-    from evoprune.search.feasibility import Space
 
 
 class Strategy(Protocol):

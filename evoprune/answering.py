@@ -38,7 +38,8 @@ def answer_request(
         ExecutionError: Workers cannot be had, or do not answer.
         RunDirectoryError: The store cannot be written.
     """
-    known = store.get_many(request.digests, request.rung)
+    stored = store.get_many(request.digests, request.rung)
+    known = {digest: record for digest, record in stored.items() if record.generation >= request.since}
     placed = {digest: record.evaluation for digest, record in known.items()}
     on_known(tuple(known.values()))
     missing = np.flatnonzero([digest not in placed for digest in request.digests])

@@ -42,6 +42,7 @@ def finish(
     outcome: SearchOutcome,
     observer: Observer,
     rival: BoolArray | None = None,
+    cut_from: nn.Module | None = None,
 ) -> tuple[Mapping[str, float], tuple[str, ...]]:
     """Write the small network of ``outcome`` to ``best/`` and return its figures.
 
@@ -57,6 +58,7 @@ def finish(
         outcome: How the search ended.
         observer: Hears of progress, and may stop the run.
         rival: ``(n_genes,)`` a genome whose network is adapted and tested as the small one is, where there is one.
+        cut_from: What the small network is cut from; the dense one by default, which all others are cut from.
 
     Raises:
         ExecutionError: No genome was judged.
@@ -66,16 +68,17 @@ def finish(
     if outcome.best is None:
         raise ExecutionError("a finished search must have judged at least one genome, but has not; start it again")
     dense, data, space = preparation.dense.model, preparation.data, preparation.space
+    cut_from = dense if cut_from is None else cut_from
     fitness = fitness_options(options, preparation)
     baseline = baseline_genome(options, preparation, outcome.best.genome)
-    networks: dict[str, tuple[BoolArray, str] | None] = {
+    networks: dict[str, tuple[nn.Module, BoolArray, str] | None] = {
         "test_accuracy_dense": None,
-        "test_accuracy": (outcome.best.genome, fitness.compensation),
-        "baseline_uniform_l1_test_accuracy": (baseline, BASELINE_ADAPTATION),
-        "baseline_uniform_l1_adapted_test_accuracy": (baseline, fitness.compensation),
+        "test_accuracy": (cut_from, outcome.best.genome, fitness.compensation),
+        "baseline_uniform_l1_test_accuracy": (dense, baseline, BASELINE_ADAPTATION),
+        "baseline_uniform_l1_adapted_test_accuracy": (dense, baseline, fitness.compensation),
     }
     if rival is not None:
-        networks[RIVAL_ACCURACY] = (rival, fitness.compensation)
+        networks[RIVAL_ACCURACY] = (dense, rival, fitness.compensation)
     accuracies: dict[str, float] = {}
     uncompensated: tuple[str, ...] = ()
     observer.on_stage("adapting and testing the networks", len(networks))
@@ -83,11 +86,11 @@ def finish(
         stop_if_asked(observer, run.path, "the search")
         network = dense
         if recipe is not None:
-            genome, adaptation = recipe
+            whole, genome, adaptation = recipe
             adapted = FitnessOptions(**{**vars(fitness), "compensation": adaptation})
             alone: list[str] = []
             network = final_network(
-                dense, space, genome, data, adapted, seed=options.seed, on_uncompensated=alone.extend
+                whole, space, genome, data, adapted, seed=options.seed, on_uncompensated=alone.extend
             )
         if name == "test_accuracy":
             uncompensated = tuple(alone)
@@ -155,12 +158,16 @@ def test_accuracy(network: nn.Module, preparation: Preparation) -> float:
 test_accuracy.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest takes from its name
 
 
-def write_front(run: RunDirectory, store: EvaluationStore, rung: str, preparation: Preparation) -> None:
+def write_front(
+    run: RunDirectory, store: EvaluationStore, rung: str, preparation: Preparation, *, since: int = 0
+) -> None:
     """Write the genomes that no other beats in both cost and objective to ``front.csv``, cheapest first.
 
-    The cost is that of the first budget. Costs that are neither MACs nor parameters have a column of their own.
+    The cost is that of the first budget. Costs that are neither MACs nor parameters have a column of their own. What
+    was judged in generations before ``since`` does not count.
     """
-    records = [record for record in store.records(rung) if np.isfinite(record.evaluation.objective)]
+    judged = (record for record in store.records(rung) if record.generation >= since)
+    records = [record for record in judged if np.isfinite(record.evaluation.objective)]
     genomes = np.array([record.genome for record in records], np.bool_).reshape(-1, preparation.space.n_genes)
     metrics = list(preparation.budgets)
     costs = {metric: preparation.space.cost(metric, genomes).tolist() for metric in metrics}

@@ -115,6 +115,10 @@ class SearchOptions(NetworkOptions):
     n_distillation_steps: Annotated[
         int | None, Field(ge=1, description="gradient steps that a candidate gets before it is judged")
     ] = None
+    n_layer_distillation_steps: Annotated[
+        int | None,
+        Field(ge=0, description="mode layerwise: gradient steps of distillation between one layer and the next, 0"),
+    ] = None
     stages: Annotated[
         str | None,
         Field(
@@ -375,6 +379,11 @@ def _check_mode(options: SearchOptions) -> None:
         raise OptionError(
             f"`compare` sets random search beside a search, but the mode {options.mode!r} is a baseline itself; leave "
             "it out, or choose another mode"
+        )
+    if options.compare is not None and options.n_layer_distillation_steps:
+        raise OptionError(
+            "`compare` judges random cuts of the dense network, but with `n_layer_distillation_steps` candidates are "
+            "cuts of networks that were distilled in between, which random ones are not; leave one of them out"
         )
     budgets = parse_budgets(options.budget, options.metric)
     if options.cost_weight is not None and any(not b.is_fraction or b.value < 1 for b in budgets):

@@ -16,7 +16,7 @@ from evoprune.result import PickResult
 from evoprune.run_directory import RunDirectory
 from fitness.recipe import final_network
 from search_spaces import SearchSpace
-from search_spaces.errors import BudgetError, RunDirectoryError
+from search_spaces.errors import BudgetError, OptionError, RunDirectoryError
 
 
 def pick_network(
@@ -27,10 +27,17 @@ def pick_network(
     The test images are not read.
 
     Raises:
+        OptionError: The run distilled between its layers, so that its candidates were cut from different networks.
         BudgetError: The budget is larger than the dense network, or nothing that was judged is within it.
         RunDirectoryError: The run has judged nothing yet.
         ArtefactError: ``target`` cannot be written.
     """
+    if options.n_layer_distillation_steps:
+        raise OptionError(
+            "a network can be picked where all that was judged is cut from one dense network, but this run distilled "
+            f"{options.n_layer_distillation_steps} steps between its layers; take the network in {run.best_path}, or "
+            "search with `--mode pareto`"
+        )
     space, dense, metric = preparation.space, preparation.dense.model, budget.metric
     fraction = budget.as_fraction(space.cost_range(metric)[1])
     record = _best_within(run, space, metric, fraction, rung)

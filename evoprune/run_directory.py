@@ -6,6 +6,7 @@ checkpoint/          the last few states of the search
 limits.json          when the run ends, where that was changed on resuming it
 log.jsonl            one event per line
 best/                the pruned network
+distilled/           what the next layer is cut from, where layers are distilled in between
 result.json          the figures of a finished run
 front.csv            the best genomes by quality and cost
 random/              what random search judged, where the run is compared with it

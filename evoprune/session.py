@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from safetensors.torch import save_file
@@ -28,8 +29,10 @@ from evoprune.fitness_plan import check_fitness, ladder_plan, objective_name
 from evoprune.interruption import InterruptedRunError
 from evoprune.knowledge import TWO_STEP, Choice, Knowledge, gather_knowledge
 from evoprune.latency_figures import measure_run
+from evoprune.layer_distillation import DistilledNetworks, FollowingExecutor
 from evoprune.limits import stop_rules
 from evoprune.modes import MODES, SearchTask
+from evoprune.modes.layerwise import LayerwiseSearch
 from evoprune.observer import Observer
 from evoprune.options import SearchOptions, resolve_options
 from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
@@ -37,9 +40,11 @@ from evoprune.result import RungFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.run_figures import Findings, run_result, rung_figures
 from evoprune.runner import run_search
-from evoprune.search import LadderPlan, LocalError, SearchConfig, Strategy, make_generator
+from evoprune.search import LadderPlan, LocalError, SearchConfig, Strategy, comparable_rows, make_generator
 from evoprune.search_progress import SearchProgress
+from evoprune.threads import one_thread
 from fitness.data import ImageData
+from fitness.distillation import DISTILLATION_RUNG
 from fitness.ladder import ModelSource
 from fitness.network import NETWORK_RUNG
 from fitness.recipe import EvaluatorRecipe, make_recipe
@@ -77,7 +82,7 @@ def run_session(
         search = make_search(options, preparation, knowledge)
         with (
             EvaluationStore(run.evaluations_path, space.n_genes, space.fingerprint) as store,
-            contextlib.closing(make_executor(options, preparation)) as executor,
+            contextlib.closing(_executor_of(run, search, options, preparation)) as executor,
         ):
             search_started = time.perf_counter()
             judged_by = objective_name(plan.judge, options.objective)
@@ -86,12 +91,15 @@ def run_session(
             search_ended = time.perf_counter()
             if outcome.status == "interrupted":
                 raise InterruptedRunError(run.path, _progress_of(outcome))
-            write_front(run, store, plan.judge, preparation)
+            is_changing = isinstance(executor, FollowingExecutor)  # then errors compare within one layer alone
+            since = int(comparable_rows(search.logbook)[0]["gen"]) if is_changing else 0
+            write_front(run, store, plan.judge, preparation, since=since)
             rungs = rung_figures(store, plan.rungs)
             failures = Counter(r.evaluation.failure_reason for r in store.records() if r.evaluation.failure)
             random = _random_outcome(run, options, preparation, outcome, executor, rungs, observer)
         rival = random.best.genome if random is not None and random.best is not None else None
-        accuracies, uncompensated = finish(run, options, preparation, outcome, observer, rival)
+        cut_from = executor.network if isinstance(executor, FollowingExecutor) else None
+        accuracies, uncompensated = finish(run, options, preparation, outcome, observer, rival, cut_from)
         latency = measure_run(run, options, preparation, outcome, observer, rival)
         wall_s = outcome.elapsed_s + (search_started - started) + (time.perf_counter() - search_ended)
         if random is not None:
@@ -145,7 +153,7 @@ def make_search(options: SearchOptions, preparation: Preparation, knowledge: Kno
 
 def _local_error(options: SearchOptions, preparation: Preparation) -> LocalError:
     """Return the error of the two-step method without update, whose change by a swap is exact."""
-    with _one_thread():
+    with one_thread():
         return two_step_of(recipe_of(options, preparation))
 
 
@@ -181,7 +189,7 @@ def knowledge_of(options: SearchOptions, preparation: Preparation) -> Knowledge:
     """
     if not MODES[options.mode].is_informed:
         return Knowledge(None, ())
-    with _one_thread():
+    with one_thread():
         return gather_knowledge(
             recipe_of(options, preparation),
             _choice(options, preparation),
@@ -198,23 +206,51 @@ def _choice(options: SearchOptions, preparation: Preparation) -> Choice:
     return options.criteria(is_compensated=compensation in ("sequential", "merge"))
 
 
-def make_executor(options: SearchOptions, preparation: Preparation) -> Executor:
+def make_executor(
+    options: SearchOptions,
+    preparation: Preparation,
+    network: nn.Module | None = None,
+    before: Executor | None = None,
+) -> Executor:
     """Return where candidates are evaluated; the caller closes it.
+
+    Args:
+        options: Of the run.
+        preparation: Network, images and space.
+        network: What candidates are cut from; the dense network by default, which stays the teacher in any case.
+        before: What this function returned for another network, not needed any more.
 
     Raises:
         ExecutionError: Ray cannot be reached, or cannot place the workers.
     """
-    device = preparation.device
+    device, dense = preparation.device, preparation.dense.model
     recipe = recipe_of(options, preparation, plan_of(options, preparation).rungs)
+    if network is not None and network is not dense:
+        recipe = recipe.with_network(network)
     if not options.workers:
         # What depends on the dense network alone is computed by one thread too, as on a worker: equal bits.
-        with _one_thread():
-            evaluator = recipe.build(preparation.dense.model)
+        with one_thread():
+            evaluator = recipe.build(dense if network is None else network)
+        if before is not None:
+            before.close()
         return InProcessExecutor(evaluator, device=device)
     from evoprune.execution.ray_executor import RayExecutor  # Ray is heavy, and needed here only
 
+    if isinstance(before, RayExecutor):
+        before.renew(recipe)
+        return before
     n_gpus = torch.cuda.device_count() / options.workers if device.type == "cuda" else 0
     return RayExecutor(recipe, options.workers, address=options.address, n_gpus_per_worker=min(n_gpus, 1))
+
+
+def _executor_of(run: RunDirectory, search: Strategy, options: SearchOptions, preparation: Preparation) -> Executor:
+    """Return where the candidates of ``search`` are evaluated, wherever it may have come to."""
+    place = partial(make_executor, options, preparation)
+    if not isinstance(search, LayerwiseSearch) or not options.n_layer_distillation_steps:
+        return place()
+    recipe = recipe_of(options, preparation, (DISTILLATION_RUNG,))
+    networks = DistilledNetworks(run, recipe, preparation.dense.model, options.n_layer_distillation_steps)
+    return FollowingExecutor(search, networks, place)
 
 
 def prepare_again(
@@ -317,13 +353,3 @@ def _random_outcome(
 def _progress_of(outcome: SearchOutcome) -> str:
     done = "the initial population" if outcome.generation == 0 else f"generation {outcome.generation}"
     return f"{done if outcome.generation >= 0 else 'less than one generation'}, {outcome.n_evaluations} evaluations"
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)

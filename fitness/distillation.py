@@ -121,6 +121,7 @@ class DistillationEvaluator:
         lessons: Lessons,
         images: JudgedImages,
         options: DistillationOptions = DistillationOptions(),
+        teacher: Program | None = None,
     ) -> None:
         """Ask the dense network once about all lessons.
 
@@ -131,6 +132,7 @@ class DistillationEvaluator:
             lessons: What to finetune on.
             images: What to judge on.
             options: How to finetune.
+            teacher: Whose predictions are taught; those of ``program`` by default.
         """
         self.model = model
         self.program = program
@@ -139,9 +141,10 @@ class DistillationEvaluator:
         self.images = images
         self.options = options
         self.device = lessons.inputs.device
-        dense = program.slice(program.space.all_ones()[0]).cast(lessons.inputs.dtype)
+        teacher = teacher or program
+        dense = teacher.slice(program.space.all_ones()[0]).cast(lessons.inputs.dtype)
         with torch.no_grad():
-            parts = [program.run(dense, [part])[program.outputs[0]].float() for part in lessons.inputs.split(256)]
+            parts = [teacher.run(dense, [part])[teacher.outputs[0]].float() for part in lessons.inputs.split(256)]
         self.teacher_logits = torch.cat(parts)
 
     @property

@@ -20,7 +20,7 @@ from fitness.evaluation import Evaluation, Evaluator
 from fitness.network import NETWORK_RUNG, NetworkEvaluator
 from fitness.options import FitnessOptions
 from fitness.program import Program
-from fitness.statistics import SEARCH_STATISTICS
+from fitness.statistics import SEARCH_STATISTICS, collect_statistics
 from fitness.statistics_cache import cached_statistics
 from fitness.two_step import E1_RUNG, E2_RUNG, TwoStep, TwoStepEvaluator
 from fitness.wavelet import WAVELET_RUNG, WaveletAggregation, WaveletEvaluator
@@ -141,7 +141,9 @@ def _two_step(recipe: EvaluatorRecipe, program: Program) -> TwoStepEvaluator:
     if recipe.device != "cpu":  # small matrices in float64 are the processor's
         recipe = replace(recipe, device="cpu")
         program = recipe.program()
-    statistics = cached_statistics(program, recipe.calibration_inputs(), SEARCH_STATISTICS)
+    # Those of a network that changes during a run would fill the disk, and nobody would ask for them again.
+    gather = collect_statistics if recipe.has_teacher else cached_statistics
+    statistics = gather(program, recipe.calibration_inputs(), SEARCH_STATISTICS)
     return TwoStepEvaluator(TwoStep(program, statistics))
 
 
@@ -165,7 +167,9 @@ def _network(recipe: EvaluatorRecipe, program: Program, rung: str) -> NetworkEva
         rows = torch.cat(chosen).to(inputs.device)
         inputs, soft_labels, part_sizes = inputs[rows], soft_labels[rows], tuple(part_sizes_left)
         calibration = calibration[_spread(len(calibration), share).to(inputs.device)]
-    return NetworkEvaluator(program, inputs, soft_labels, calibration, recipe.options, part_sizes, rung)
+    return NetworkEvaluator(
+        program, inputs, soft_labels, calibration, recipe.options, part_sizes, rung, recipe.teacher()
+    )
 
 
 def _shipped(recipe: EvaluatorRecipe, program: Program) -> NetworkEvaluator:
@@ -178,6 +182,7 @@ def _shipped(recipe: EvaluatorRecipe, program: Program) -> NetworkEvaluator:
         replace(recipe.options, solve=replace(final_solve(recipe.options), max_multiplications=multiplications)),
         recipe.elite_part_sizes,
         SHIPPED_RUNG,
+        recipe.teacher(),
     )
 
 
@@ -191,7 +196,8 @@ def _distillation(recipe: EvaluatorRecipe, program: Program, model: nn.Module | 
     )
     compensate = program.slice if judged.compensate is None else judged.compensate
     lessons = Lessons(recipe.inputs("lessons/images"), recipe.tensor("lessons/labels"))
-    return DistillationEvaluator(_dense(recipe, model), program, compensate, lessons, judged.images, options)
+    network = _dense(recipe, model)
+    return DistillationEvaluator(network, program, compensate, lessons, judged.images, options, recipe.teacher())
 
 
 def _dense(recipe: EvaluatorRecipe, model: nn.Module | None) -> nn.Module:

@@ -134,6 +134,7 @@ class NetworkEvaluator:
         options: FitnessOptions,
         part_sizes: Sequence[int] = (),
         rung: str = NETWORK_RUNG,
+        teacher: Program | None = None,
     ) -> None:
         """Compute the dense network's predictions and targets once.
 
@@ -145,13 +146,15 @@ class NetworkEvaluator:
             options: How to judge.
             part_sizes: Sizes of the parts of the fitness images; one part by default.
             rung: Name of the rung.
+            teacher: Whose predictions candidates are compared with; those of ``program`` by default.
         """
         self.rung = rung
         self.program = program
         self.options = options
-        dense = program.slice(program.space.all_ones()[0])
+        teacher = teacher or program
+        dense = teacher.slice(program.space.all_ones()[0])
         parts = tuple(part_sizes) or (len(fitness_inputs),)
-        logits = logits_of(program, dense, fitness_inputs, options.batch_size)
+        logits = logits_of(teacher, dense, fitness_inputs, options.batch_size)
         self.images = JudgedImages(fitness_inputs, soft_labels, functional.log_softmax(logits, dim=1), parts)
         self.compensate: SequentialCompensation | MergeCompensation | Recalibration | None = None
         if options.compensation == "sequential":

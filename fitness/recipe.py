@@ -28,6 +28,7 @@ from search_spaces.genome import BoolArray, IntArray
 from search_spaces.surgery import named_tensors
 
 _IMAGE_STREAM = 0x1A6E5
+_WEIGHTS, _TEACHER = "tensor/", "teacher/"  # begin the names of arrays
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class EvaluatorRecipe:
         rungs: Names of the rungs that the evaluator offers, cheapest first (:data:`fitness.ladder.RUNGS`).
         seed: Of what a finetuning draws.
         source: How the network's own modules are built, where a rung needs them; None for a Python object.
-        arrays: Weights (``tensor/<name>``) and uint8 images; shared by the workers of one machine.
+        arrays: Weights (``tensor/<name>``), those of the teacher where it is another network (``teacher/<name>``) and
+            uint8 images; shared by the workers of one machine.
     """
 
     space: SearchSpace
@@ -64,12 +66,34 @@ class EvaluatorRecipe:
         """Return this recipe with other content; ``{}`` strips it for the journey."""
         return replace(self, arrays=arrays)
 
+    def with_network(self, model: nn.Module) -> EvaluatorRecipe:
+        """Return this recipe with ``model``, of the same shapes, in place of its network, which stays the teacher.
+
+        Candidates are cut from ``model`` and compensated towards its activations. Their predictions are compared with
+        those of the network that the recipe was first made for.
+        """
+        weights = {name: array for name, array in self.arrays.items() if name.startswith(_WEIGHTS)}
+        first = {_TEACHER + name.removeprefix(_WEIGHTS): array for name, array in weights.items()}
+        return self.with_arrays({**first, **self.arrays, **_weight_arrays(model)})
+
     def program(self) -> Program:
         """Return the folded network."""
+        return self._program(_WEIGHTS)
+
+    def teacher(self) -> Program | None:
+        """Return the folded network whose predictions count as right; None where that is the network itself."""
+        return self._program(_TEACHER) if self.has_teacher else None
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether predictions are compared with those of another network than the one that candidates are cut from."""
+        return any(name.startswith(_TEACHER) for name in self.arrays)
+
+    def _program(self, kind: str) -> Program:
         tensors = {
-            name.removeprefix("tensor/"): _tensor(array).to(self.device)
+            name.removeprefix(kind): _tensor(array).to(self.device)
             for name, array in self.arrays.items()
-            if name.startswith("tensor/")
+            if name.startswith(kind)
         }
         return Program(self.space, tensors)
 
@@ -138,9 +162,7 @@ def make_recipe(
     calibration = _draw(data.train, options.n_calibration_images, rng)
     judged = _indices(len(data.val), options.n_fitness_images, rng)
     fitness, part_sizes = _as_judged(data.val.take(judged), options, rng)
-    arrays: dict[str, npt.NDArray[Any]] = {
-        f"tensor/{name}": tensor.detach().cpu().numpy() for name, tensor in named_tensors(model).items()
-    }
+    arrays: dict[str, npt.NDArray[Any]] = _weight_arrays(model)
     arrays["calibration/images"] = calibration.images.numpy()
     arrays["calibration/labels"] = calibration.labels.numpy()
     arrays |= _judged_arrays("fitness", fitness, data.n_classes)
@@ -222,6 +244,10 @@ def final_network(
     if tensors.uncompensated and on_uncompensated is not None:
         on_uncompensated(tensors.uncompensated)
     return compensated_model(model, program, tensors)
+
+
+def _weight_arrays(model: nn.Module) -> dict[str, npt.NDArray[Any]]:
+    return {_WEIGHTS + name: tensor.detach().cpu().numpy() for name, tensor in named_tensors(model).items()}
 
 
 def _draw(split: Any, n: int, rng: np.random.Generator) -> ImageBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,38 @@ def prune_model(model: nn.Module, space: CuttableSpace, genome: BoolArray) -> nn
     return small
 
 
+def embed_model(small: nn.Module, model: nn.Module, space: CuttableSpace, genome: BoolArray) -> nn.Module:
+    """Return a network of the shapes of ``model`` that computes what ``small`` does: :func:`prune_model` undone.
+
+    Kept slices are those of ``small``, all others zero, in what makes a removed channel and in what reads it. Pruned by
+    ``genome``, or by one that keeps less, it gives the slices of ``small`` bit for bit; as a whole it agrees with
+    ``small`` up to rounding. ``model`` gives structure, mode and device, and is not changed.
+
+    Args:
+        small: What ``genome`` left of ``model``, with any weights.
+        model: The network that ``space`` was traced from.
+        space: Its search space.
+        genome: ``(n_genes,)``, True = keep; all blocks are kept.
+
+    Raises:
+        GenomeShapeError: ``small`` is not what ``genome`` leaves of ``model``.
+    """
+    space.check_genomes(genome[None])
+    kept = named_tensors(small)
+    whole = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, tensor in named_tensors(whole).items():
+            expected = slice_tensor(name, tensor.detach(), space, genome).shape
+            if name not in kept or kept[name].shape != expected:
+                found = tuple(kept[name].shape) if name in kept else "nothing"
+                raise GenomeShapeError(
+                    f"a network can be embedded where its genome cut it out, but for {name!r} the genome leaves "
+                    f"{tuple(expected)} and the network has {found}; give the genome that it was pruned by"
+                )
+            tensor.detach().copy_(_widened(name, kept[name].detach(), tensor.shape, space, genome))
+    return whole
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every distinct parameter and buffer under its first qualified name."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -72,6 +105,16 @@ def slice_tensor(name: str, tensor: Tensor, space: CuttableSpace, genome: BoolAr
         keep = kept_slices(genes, genome)
         if not keep.all():
             tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(keep)).to(tensor.device))
+    return tensor
+
+
+def _widened(name: str, tensor: Tensor, shape: Sequence[int], space: CuttableSpace, genome: BoolArray) -> Tensor:
+    """Return the kept slices ``tensor`` at their places in zeros of ``shape``."""
+    for axis in range(tensor.ndim):
+        if tensor.shape[axis] != shape[axis]:
+            places = np.flatnonzero(kept_slices(space.genes.slot_genes[name, axis], genome))
+            wide = tensor.new_zeros((*tensor.shape[:axis], shape[axis], *tensor.shape[axis + 1 :]))
+            tensor = wide.index_copy_(axis, torch.from_numpy(places).to(tensor.device), tensor)
     return tensor
 
 

@@ -36,6 +36,12 @@ Stages = Annotated[
     str | None, _MODE(help="Mode staged: resolution (default), blocks, or PATTERN,PATTERN,... of group names.")
 ]
 CostWeight = Annotated[float | None, _MODE(help="Mode staged without a budget: worth of the dense cost, 1 by default.")]
+LayerDistillSteps = Annotated[
+    int | None,
+    _MODE(
+        "--layer-distill-steps", help="Mode layerwise: gradient steps of distillation between layers.", show_default="0"
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/MODEL-DATA-SEED.")]
 Population = Annotated[int, _EVOLUTION("--population", help="Individuals per generation.")]
 Generations = Annotated[int, _EVOLUTION("--generations", help="Generations after the initial population.")]

@@ -100,10 +100,7 @@ class RayExecutor:
             _connect(address, n_cpus=n_workers * n_cpus_per_worker)
         try:
             self._check_resources()
-            self._recipe = ray.put(recipe.with_arrays({}))
-            self._arrays = ray.put({name: np.asarray(array) for name, array in recipe.arrays.items()})
-            self._workers = [self._start_worker() for _ in range(n_workers)]
-            self._wait_until_ready()
+            self._start(recipe)
         except BaseException:
             self.close()
             raise
@@ -112,6 +109,16 @@ class RayExecutor:
     def n_workers(self) -> int:
         """Number of actors."""
         return self._n_workers
+
+    def renew(self, recipe: Recipe) -> None:
+        """Evaluate by another ``recipe`` from now on: on new actors in the same cluster.
+
+        Raises:
+            ExecutionError: Its evaluator cannot be built.
+        """
+        for worker in self._workers:
+            ray.kill(worker)
+        self._start(recipe)
 
     def stream(self, genomes: BoolArray, rung: str) -> Generator[EvaluatedChunk, None, None]:
         """Yield evaluations of ``genomes`` ``(n, n_genes)`` in chunks as they finish; see :class:`Executor`."""
@@ -159,6 +166,12 @@ class RayExecutor:
             if self._owns_cluster:
                 ray.shutdown()
         self._workers = []
+
+    def _start(self, recipe: Recipe) -> None:
+        self._recipe = ray.put(recipe.with_arrays({}))
+        self._arrays = ray.put({name: np.asarray(array) for name, array in recipe.arrays.items()})
+        self._workers = [self._start_worker() for _ in range(self._n_workers)]
+        self._wait_until_ready()
 
     def _quarantined(self, genome: BoolArray, rung: str) -> Evaluation:
         return failed_evaluation(genome, rung, f"quarantined: it killed its worker {self._max_deaths} times")

@@ -34,6 +34,7 @@ MODES: Mapping[str, Mode] = {
         "one channel group after the other by two-step errors, the least sensitive first",
         search_layers,
         own_ladder=layer_ladder,
+        options=("n_layer_distillation_steps",),
     ),
     "staged": Mode(
         "stage after stage, from concrete to abstract; without a budget the ratio emerges",

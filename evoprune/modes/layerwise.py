@@ -3,8 +3,8 @@
 References:
     "A novel channel pruning method for deep neural network compression", arXiv 1805.11394, 2018: a genetic algorithm
     per layer whose fitness is the two-step approximation, order and ratio by the layer's sensitivity. Only abstract and
-    notes were readable: what is measured, the order and how a budget becomes ratios are our reading. Their distillation
-    between layers is left out; ``evoprune finetune`` distils at the end.
+    notes were readable: what is measured, the order, how a budget becomes ratios and how long is distilled between
+    layers are our reading.
 """
 
 from __future__ import annotations
@@ -56,11 +56,13 @@ class LayerwiseSearch(SequentialSearch):
         budgets = {name: value for name, value in task.config.budgets.items() if value is not None}
         self._scores: FloatArray = scores
         self._cutter = Cutter(space, list(budgets), scores, are_errors=True, seed=task.options.seed)
+        self._n_distillation_steps = task.options.n_layer_distillation_steps or 0
         self._planned = self._cutter.finish(space.all_ones()[0], budgets)
         errors = [float(scores[g.start : g.stop][~self._planned[g.start : g.stop]].sum()) for g in space.groups]
         order = np.argsort(errors, kind="stable").tolist()
         parts = [Stage(space.groups[index].name, np.array([index], np.int64)) for index in order]
-        super().__init__(task, parts, task.config, {"budgets": budgets})
+        decisive = {"budgets": budgets, "n_layer_distillation_steps": self._n_distillation_steps}
+        super().__init__(task, parts, task.config, decisive)
 
     def _make_plan(self) -> BoolArray:
         return self._planned
@@ -68,6 +70,19 @@ class LayerwiseSearch(SequentialSearch):
     def _seeds(self, part: SubSpace) -> BoolArray:
         first = [self._planned[None]] if self.task.seeds is None else [self._planned[None], self.task.seeds]
         return part.extract(np.concatenate(first))
+
+    def _first_valid_generation(self) -> int:
+        return self._n_before if self._n_distillation_steps else 0
+
+    @property
+    def winners(self) -> list[BoolArray]:
+        """The genome ``(n_genes,)`` after each closed layer that another one follows; layers behind it are dense."""
+        genome, winners = self.space.all_ones()[0], []
+        for part in self.parts[: min(self._index, len(self.parts) - 1)]:
+            group = self.space.groups[int(part.groups[0])]
+            genome[group.start : group.stop] = self._frozen[group.start : group.stop]
+            winners.append(genome.copy())
+        return winners
 
     @property
     def curves(self) -> list[SensitivityCurve]:

@@ -99,6 +99,10 @@ class SequentialSearch:
         del genome
         return evaluation.objective
 
+    def _first_valid_generation(self) -> int:
+        """Return the first generation whose evaluations still hold in the open part."""
+        return 0
+
     # ------------------------------------------------------------------ what it knows
 
     @property
@@ -218,7 +222,11 @@ class SequentialSearch:
         genomes = self._part.embed(inner.genomes, self._frozen)
         digests = tuple(genome_digest(genome) for genome in genomes)
         return dataclasses.replace(
-            inner, generation=self._n_before + inner.generation, genomes=genomes, digests=digests
+            inner,
+            generation=self._n_before + inner.generation,
+            genomes=genomes,
+            digests=digests,
+            since=self._first_valid_generation(),
         )
 
     # ------------------------------------------------------------------ one part after the other

@@ -24,6 +24,7 @@ class EvaluationRequest:
         role: What the rung is used for; a ``probe`` measures the space and is no part of a population.
         genomes: ``(n, n_genes)``, distinct and feasible; ``n`` may be 0.
         digests: Identities of the genomes.
+        since: Evaluations of generations before it do not answer: they judged cuts of another dense network.
     """
 
     generation: int
@@ -31,6 +32,7 @@ class EvaluationRequest:
     role: Role
     genomes: BoolArray
     digests: tuple[str, ...]
+    since: int = 0
 
 
 @dataclass(frozen=True)

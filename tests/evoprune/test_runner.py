@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +205,24 @@ def test_a_finished_run_can_be_given_more_generations(tmp_path: Path) -> None:
     few = SearchConfig({"macs": 0.5}, LADDER, population_size=8, n_generations=2)
     run(short, config=few)
     assert_equal_runs(run(short), run(long))
+
+
+@pytest.mark.parametrize("since", [0, 3])
+def test_what_was_judged_before_the_network_changed_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: int
+) -> None:
+    directory = make_run(tmp_path / "run")
+    first = run(directory)
+    shutil.rmtree(directory.checkpoint_path)
+    directory.checkpoint_path.mkdir()
+    ask = Search.ask
+    monkeypatch.setattr(Search, "ask", lambda search: dataclasses.replace(ask(search), since=since))
+    evaluator = CountingEvaluator(make_target(tiny_space().n_genes))
+    before = stored(directory)
+    again = run(directory, evaluator=evaluator)
+    assert len(evaluator.seen) == sum(generation < since for _, generation, *_ in before)
+    assert_equal_runs(again, first)
+    assert stored(directory) == before
 
 
 def test_a_run_of_another_seed_is_not_continued(tmp_path: Path) -> None:

@@ -124,10 +124,13 @@ def test_sigkill_in_the_middle_of_a_generation(options: dict[str, Any], uninterr
 
 
 STAGES = {"mode": "staged", "stages": "features.?,features.1*,features.2*"}
+DISTILLED = {"mode": "layerwise", "n_layer_distillation_steps": 2}
 
 
 @pytest.mark.parametrize(
-    "mode", [STAGES, {**STAGES, "budget": 1}, {"mode": "layerwise"}], ids=["budget", "free", "layers"]
+    "mode",
+    [STAGES, {**STAGES, "budget": 1}, {"mode": "layerwise"}, DISTILLED],
+    ids=["budget", "free", "layers", "distilled"],
 )
 def test_sigkill_in_a_search_of_parts(options: dict[str, Any], tmp_path: Path, mode: dict[str, Any]) -> None:
     given = {**options, "n_generations": 1, **mode}
@@ -209,8 +212,11 @@ def test_the_command_line_ends_with_130_and_one_line(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_two_ray_workers_search_parts_alike(options: dict[str, Any], tmp_path: Path) -> None:
-    given = {**options, "mode": "staged", "stages": "features.?,features.1*", "n_generations": 1}
+@pytest.mark.parametrize(
+    "mode", [{"mode": "staged", "stages": "features.?,features.1*"}, DISTILLED], ids=["stages", "distilled"]
+)
+def test_two_ray_workers_search_parts_alike(options: dict[str, Any], tmp_path: Path, mode: dict[str, Any]) -> None:
+    given = {**options, **mode, "n_generations": 1}
     for name, workers in (("ONE", 0), ("TWO", 2)):
         evoprune.search(**given, out=tmp_path / name, workers=workers)
     _same_run(tmp_path / "ONE", tmp_path / "TWO")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evoprune.artefact import ArtefactError, load, read_description, save_artefact
+from evoprune.artefact import ArtefactError, check_replaceable, load, read_description, save_artefact
 from evoprune.budget import parse_budgets
 from evoprune.callbacks import Callback
 from evoprune.exporting import resolve_artefact
@@ -19,7 +20,7 @@ from evoprune.fitness_plan import check_fitness
 from evoprune.inspection import SpaceSummary, draw_space, summarise_space
 from evoprune.interruption import stop_if_asked
 from evoprune.latency_tables import LatencyReport, measure_and_check
-from evoprune.limits import with_limits
+from evoprune.limits import record_limits, with_limits
 from evoprune.loggers import make_loggers
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
@@ -34,7 +35,7 @@ from evoprune.options import (
 from evoprune.picking import pick_network
 from evoprune.preparation import OBJECT, build_and_trace, prepare, resolve_device, trace_network
 from evoprune.result import EvaluationReport, FinetuneResult, PickResult, SearchResult
-from evoprune.run_directory import RunDirectory, read_json, write_atomically, write_json
+from evoprune.run_directory import RunDirectory, check_writable, read_json, write_atomically, write_json
 from evoprune.session import plan_of, prepare_again, read_options, run_session, save_inputs
 from fitness.data import ImageData, load_data
 from search_spaces.errors import OptionError, RunDirectoryError
@@ -97,8 +98,13 @@ def search(
         device=device,
     )
     run = RunDirectory.create(path, options=resolved.model_dump(mode="json"), hashes=preparation.hashes)
-    save_inputs(run, preparation)
-    return run_session(run, resolved, preparation, observer, [*loggers, *callbacks])
+    try:
+        save_inputs(run, preparation)
+        return run_session(run, resolved, preparation, observer, [*loggers, *callbacks])
+    except OptionError:
+        if not run.evaluations_path.exists():  # wrong use that showed late leaves nothing behind either
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
 def resume(
@@ -139,11 +145,11 @@ def resume(
     options, preparation = prepare_again(directory, observer, model=model, data=data)
     with directory.locked():
         options = with_limits(directory, options, limits)
+        resolved = _placed(options, workers, address)
+        loggers = make_loggers(options.loggers, options.model_dump(mode="json"))
+        if has_limits:
+            record_limits(directory, options)
         directory.result_path.unlink(missing_ok=True)  # or a run that is stopped again would pass for finished
-    changes = {"workers": workers, "address": address}
-    placed = options.model_dump() | {name: value for name, value in changes.items() if value is not None}
-    loggers = make_loggers(options.loggers, options.model_dump(mode="json"))
-    resolved = resolve_options(SearchOptions, placed)
     return run_session(directory, resolved, preparation, observer, [*loggers, *callbacks])
 
 
@@ -215,8 +221,9 @@ def finetune(
         **options: Fields of :class:`evoprune.options.FinetuneOptions`; the seed is that of the run by default.
 
     Raises:
-        RunDirectoryError: ``run`` is no run directory, or network or images are not those it was started with.
-        ArtefactError: The run has no network yet, or ``out`` cannot be written.
+        RunDirectoryError: ``run`` is no run directory, network or images are not those it was started with, or ``out``
+            cannot be written.
+        ArtefactError: The run has no network yet, or ``out`` exists.
         OptionError: An option breaks its rule.
         TrainingError: The loss became NaN or infinite.
         InterruptedRunError: The observer asked to stop.
@@ -232,6 +239,7 @@ def finetune(
     target = free_path(directory.path / "finetuned") if out is None else Path(out)
     if target.exists():
         raise ArtefactError(f"a finetuned network needs a folder of its own, but {target} exists; choose another --out")
+    RunDirectory.check_available(target)  # before hours of training
     _, preparation = prepare_again(directory, observer, model=model, data=data)
     images, dense = preparation.data, preparation.dense.model
     small = load(directory.best_path, dense)
@@ -304,7 +312,8 @@ def pick(
     Raises:
         RunDirectoryError: ``run`` is no run directory, or network or images are not those it was started with.
         BudgetError: The budget is malformed, or nothing that was judged is within it.
-        ArtefactError: ``out`` cannot be written.
+        ArtefactError: ``out`` is something else than an artefact, or cannot be written.
+        OptionError: ``out`` is the run's own network.
     """
     directory = RunDirectory.open_existing(Path(run))
     started_with = read_options(directory)
@@ -312,6 +321,7 @@ def pick(
     (parsed,) = parse_budgets([str(budget)], None if "=" in str(budget) else metric)
     name = f"pick-{str(budget).replace(' ', '')}"
     target = directory.path / name if out is None else Path(out)
+    _check_pick(directory, target)
     options, preparation = prepare_again(directory, observer or SilentObserver(), model=model, data=data)
     return pick_network(directory, options, preparation, parsed, plan_of(options, preparation).judge, target)
 
@@ -368,6 +378,7 @@ def latency(
     name = _name_of(model)
     resolved = resolve_options(LatencyOptions, {**options, "model": name})
     device = resolve_device(resolved.device)
+    check_writable(Path(out))
     observer.on_stage("tracing the network", None)
     network, space, _ = build_and_trace(resolved, None if isinstance(model, str) else model, n_classes)
     measured = MeasurementOptions(
@@ -402,6 +413,39 @@ def free_path(path: Path) -> Path:
         n += 1
         candidate = path.with_name(f"{path.name}-{n}")
     return candidate
+
+
+def _check_pick(run: RunDirectory, target: Path) -> None:
+    """Check, before anything is solved, that a picked network may be written to ``target``.
+
+    Raises:
+        OptionError: ``target`` is what ``result.json`` speaks of.
+        ArtefactError: It is something else than an artefact.
+        RunDirectoryError: It cannot be written.
+    """
+    if target.resolve() == run.best_path.resolve():
+        raise OptionError(
+            f"a picked network must not replace the one that result.json speaks of, but --out is {target}; name "
+            "another folder"
+            "folder"
+        )
+    check_replaceable(target)
+    if not target.exists():
+        RunDirectory.check_available(target)
+
+
+def _placed(options: SearchOptions, workers: int | None, address: str | None) -> SearchOptions:
+    """Return ``options`` with another place of evaluation, where one is given.
+
+    Raises:
+        OptionError: The place breaks a rule.
+    """
+    place: dict[str, Any] = {}
+    if workers is not None:
+        place["workers"] = workers
+    if address is not None or workers == 0:
+        place["address"] = address  # without workers the recorded cluster is left too
+    return resolve_options(SearchOptions, options.model_dump() | place)
 
 
 def _name_of(given: str | nn.Module | ImageData) -> str:

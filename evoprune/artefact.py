@@ -169,8 +169,7 @@ def save_artefact(path: str | Path, network: nn.Module, description: Description
         ArtefactError: ``path`` exists and is no artefact, or cannot be written.
     """
     path = Path(path)
-    if path.exists() and not (path / DESCRIPTION_FILE).is_file():
-        raise ArtefactError(f"an artefact replaces nothing but an artefact, but {path} is something else; name another")
+    check_replaceable(path)
     # Tied tensors are written once per name: safetensors refuses shared memory, and a copy loads the same.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     text = json.dumps(description.model_dump(mode="json", by_alias=True), indent=1) + "\n"
@@ -190,6 +189,16 @@ def save_artefact(path: str | Path, network: nn.Module, description: Description
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"artefact {path} cannot be written: {error}; choose a folder that is writable") from error
     return path
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that an artefact may be written to ``path``.
+
+    Raises:
+        ArtefactError: ``path`` exists and is no artefact.
+    """
+    if path.exists() and not (path / DESCRIPTION_FILE).is_file():
+        raise ArtefactError(f"an artefact replaces nothing but an artefact, but {path} is something else; name another")
 
 
 def read_description(path: str | Path) -> Description:

@@ -57,7 +57,8 @@ def export(
     Raises:
         ArtefactError: The artefact is missing, damaged or of another network.
         UnknownNameError: An unknown format.
-        OptionError: A format needs a package that is not installed, or ``out`` cannot be written.
+        OptionError: A format needs a package that is not installed, or ``out`` is the artefact, a run directory, or
+            cannot be written.
         ExportError: An exporter failed, or its file computes something else.
     """
     artefact, out = resolve_artefact(Path(artefact)), Path(out)
@@ -67,6 +68,11 @@ def export(
     if out.resolve() == artefact.resolve():
         raise OptionError(
             f"an export must not overwrite its source, but --out is the artefact {out}; name another folder"
+        )
+    if (out / "config.json").is_file() and (out / "evaluations.sqlite").is_file():
+        raise OptionError(
+            f"an export needs a folder of its own, since a run directory with an artefact in it would pass for the "
+            f"artefact, but --out is the run {out}; name another folder, such as {out / 'export'}"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)

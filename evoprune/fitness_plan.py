@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from evoprune.knowledge import MIXTURE, NONE
 from evoprune.modes import MODES
 from evoprune.search.config import LadderPlan
 from fitness.distillation import DISTILLATION_RUNG
@@ -96,6 +97,15 @@ def check_fitness(options: SearchOptions, *, is_object: bool) -> None:
         given = [name for name in names if getattr(options, name)]
         if given and not used:
             raise OptionError(f"the mode {options.mode!r} {what}, but `{given[0]}` is given; leave it out")
+    given = [name for name in _READERS if getattr(options, name) is not None and name != "n_distillation_steps"]
+    if given and mode.own_ladder is not None:
+        raise OptionError(f"the mode {options.mode!r} has a ladder of its own, but `{given[0]}` is given; leave it out")
+    asked = [name for name in ("seed_with", "prior") if getattr(options, name) not in (MIXTURE, NONE)]
+    if asked and not mode.is_informed:
+        raise OptionError(
+            f"the mode {options.mode!r} asks no criteria, but got {asked[0]}={getattr(options, asked[0])!r}; leave it "
+            "out"
+        )
     if is_object and options.workers and needs_modules(plan.rungs):
         raise OptionError(
             "distillation finetunes the network's own modules, which workers must be able to build from a name, but "

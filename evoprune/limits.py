@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from evoprune.checkpoint import CheckpointFolder
+from evoprune.modes import MODES
 from evoprune.options import SearchOptions, resolve_options
 from evoprune.run_directory import RunDirectory, read_json, write_json
 from evoprune.stopping import (
@@ -39,16 +41,16 @@ def stop_rules(options: SearchOptions) -> tuple[StopRule, ...]:
 
 
 def with_limits(run: RunDirectory, options: SearchOptions, given: Mapping[str, Any]) -> SearchOptions:
-    """Return ``options`` with the limits that the run was last resumed with, and those ``given`` now.
+    """Return ``options`` with the limits that the run was last resumed with, and those ``given`` now. Writes nothing.
 
     Args:
-        run: Its ``limits.json`` is read, and written where anything is given.
+        run: Its ``limits.json`` is read, and its last checkpoint.
         options: Those that the run was started with.
         given: Limits by name; None leaves one as it is.
 
     Raises:
-        OptionError: A limit is unknown or breaks its rule.
-        RunDirectoryError: ``limits.json`` is damaged or cannot be written.
+        OptionError: A limit is unknown or breaks its rule, or the generations cannot be changed to that number.
+        RunDirectoryError: ``limits.json`` is damaged.
     """
     unknown = given.keys() - set(LIMITS)
     if unknown:
@@ -66,6 +68,30 @@ def with_limits(run: RunDirectory, options: SearchOptions, given: Mapping[str, A
             f"{run.limits_path} must hold the limits of the run, but {error}; delete it for those it began with"
         ) from error
     limited = resolve_options(SearchOptions, before.model_dump() | changed)
-    if changed:
-        write_json(run.limits_path, {name: getattr(limited, name) for name in LIMITS})
+    if limited.n_generations != before.n_generations:
+        _check_generations(run, limited, before.n_generations)
     return limited
+
+
+def record_limits(run: RunDirectory, options: SearchOptions) -> None:
+    """Write the limits among ``options`` to the ``limits.json`` of ``run``.
+
+    Raises:
+        RunDirectoryError: It cannot be written.
+    """
+    write_json(run.limits_path, {name: getattr(options, name) for name in LIMITS})
+
+
+def _check_generations(run: RunDirectory, options: SearchOptions, n_before: int) -> None:
+    """Refuse a number of generations with which the run would not be one that began with it."""
+    if MODES[options.mode].is_sequential:
+        raise OptionError(
+            f"generations of mode {options.mode!r} count per part of the network, and what follows a part depends on "
+            f"them, so they stay at {n_before}, but got {options.n_generations}; leave them out, or start a new run"
+        )
+    checkpoint, _ = CheckpointFolder(run.checkpoint_path).load_latest()
+    if checkpoint is not None and options.n_generations < checkpoint.generation:
+        raise OptionError(
+            f"a run cannot be resumed with fewer generations than it has done, which are {checkpoint.generation}, but "
+            f"got n_generations={options.n_generations}; give {checkpoint.generation} to end it there, or more"
+        )

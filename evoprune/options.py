@@ -193,14 +193,27 @@ class SearchOptions(NetworkOptions):
         given = [name for name in ("width_phase", "restart", "local_search") if getattr(self, name)]
         if given and self.mode not in WHOLE_GENOME_MODES:
             raise ValueError(
-                f"`{given[0]}` is of the modes {' and '.join(WHOLE_GENOME_MODES)}, but the mode is {self.mode}"
+                f"`{given[0]}` is of the modes {' and '.join(WHOLE_GENOME_MODES)}, but the mode is {self.mode}; leave "
+                "it out, or choose one of these"
             )
         return self
 
     @model_validator(mode="after")
     def _fronts_have_hypervolumes(self) -> SearchOptions:
         if self.min_hypervolume_gain is not None and self.mode != "pareto":
-            raise ValueError("`min_hypervolume_gain` needs a front, which mode `pareto` searches alone")
+            raise ValueError(
+                "`min_hypervolume_gain` needs a front, which mode `pareto` searches alone, but the mode is "
+                f"{self.mode}; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _clusters_have_workers(self) -> SearchOptions:
+        if self.address is not None and not self.workers:
+            raise ValueError(
+                f"`address` joins a Ray cluster for its workers, but got address={self.address!r} and workers=0; give "
+                "the number of workers too"
+            )
         return self
 
     @field_validator("budget", mode="before")
@@ -212,7 +225,8 @@ class SearchOptions(NetworkOptions):
     def _shares_leave_room(self) -> SearchOptions:
         if self.seed_share + self.random_share > 1:
             raise ValueError(
-                "`seed_share + random_share <= 1` must hold, since both are shares of the first population"
+                "`seed_share + random_share <= 1` must hold, since both are shares of the first population, but got "
+                f"{self.seed_share} and {self.random_share}; lower one of them"
             )
         return self
 
@@ -297,10 +311,14 @@ class FinetuneOptions(Options):
     """How a small network is trained on after surgery."""
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training images")] = FINETUNING.epochs
-    max_time_s: Annotated[float | None, Field(gt=0, description="seconds after which training ends")] = None
+    max_time_s: Annotated[
+        float | None, Field(gt=0, lt=float("inf"), description="seconds after which training ends")
+    ] = None
     batch_size: Annotated[int, Field(ge=2, description="images per step")] = FINETUNING.batch_size
-    learning_rate: Annotated[float | None, Field(gt=0, description="peak of the schedule")] = None
-    temperature: Annotated[float, Field(gt=0, description="softness of the teacher's answers")] = FINETUNING.temperature
+    learning_rate: Annotated[float | None, Field(gt=0, lt=float("inf"), description="peak of the schedule")] = None
+    temperature: Annotated[float, Field(gt=0, lt=float("inf"), description="softness of the teacher's answers")] = (
+        FINETUNING.temperature
+    )
     alpha: Annotated[float, Field(ge=0, le=1, description="weight of teacher against labels")] = FINETUNING.alpha
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:N")] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63, description="the master seed")]
@@ -420,7 +438,9 @@ def with_absolute_paths(options: SearchOptions) -> SearchOptions:
 
 
 def _described(kind: type[Options], problem: Any) -> str:
-    name = str(problem["loc"][0]) if problem["loc"] else "options"
+    if not problem["loc"]:  # a rule about several options, whose message names them
+        return str(problem["msg"]).removeprefix("Value error, ")
+    name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         return f"unknown option `{name}`; valid: {', '.join(sorted(kind.model_fields))}"
     field = kind.model_fields.get(name)

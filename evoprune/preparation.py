@@ -14,6 +14,7 @@ from evoprune.artefact import ModelRecord, SpaceRecord
 from evoprune.budget import LATENCY, Budgets, check_reachable, parse_budgets
 from evoprune.interruption import stop_if_asked
 from evoprune.latency_tables import read_table
+from evoprune.modes import MODES
 from evoprune.observer import Observer
 from evoprune.options import NetworkOptions, SearchOptions
 from evoprune.training import TrainingRecipe, train_dense
@@ -105,7 +106,7 @@ def prepare(
 
     Raises:
         UnknownNameError: No model or data set has the name.
-        OptionError: An option breaks a rule that only the network or the data can tell.
+        OptionError: An option breaks a rule that only the network or the data can tell, such as those of the mode.
         DataError: The images cannot be read.
         WeightsError: The weights cannot be read, or belong to another network.
         TraceError: The network cannot be traced.
@@ -136,6 +137,8 @@ def prepare(
             table = read_table(file)
             space = space.with_cost(LATENCY, table.cost(space))
         budgets = check_budgets(options, space)
+        if (check := MODES[options.mode].check) is not None:
+            check(space, options)
     source = GIVEN if model is not None else TRAINED if options.weights is None else str(options.weights)
     if source == TRAINED and dense_weights is None:
         network = _train(options, data, device, observer)

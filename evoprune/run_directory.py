@@ -330,6 +330,22 @@ def write_atomically(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Check that a file can be written at ``path``, and leave nothing behind; for use before long work.
+
+    Raises:
+        RunDirectoryError: ``path`` is a folder, or lies in one that is missing or cannot be written.
+    """
+    if path.is_dir():
+        raise RunDirectoryError(f"{str(path)!r} must be a file, but is a folder; name a file in it")
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.absolute().parent)
+        os.close(descriptor)
+        Path(temporary).unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def _sync_folder(path: Path) -> None:
     """Make a rename durable; a system that cannot open folders does without."""
     with suppress(OSError):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from evoprune.modes.baselines import search_at_random, take_uniform_l1
 from evoprune.modes.front import search_front
-from evoprune.modes.layerwise import layer_ladder, search_layers
+from evoprune.modes.layerwise import check_layers, layer_ladder, search_layers
 from evoprune.modes.mode import MeasuresSensitivity, Mode, SearchTask, SensitivityCurve
-from evoprune.modes.staged import search_stages
+from evoprune.modes.staged import check_stages, search_stages
 from evoprune.modes.whole import search_whole
 
 MODES: Mapping[str, Mode] = {
@@ -35,12 +35,16 @@ MODES: Mapping[str, Mode] = {
         search_layers,
         own_ladder=layer_ladder,
         options=("n_layer_distillation_steps",),
+        is_sequential=True,
+        check=check_layers,
     ),
     "staged": Mode(
         "stage after stage, from concrete to abstract; without a budget the ratio emerges",
         search_stages,
         default_budget="1",
         options=("stages", "cost_weight"),
+        is_sequential=True,
+        check=check_stages,
     ),
 }
 

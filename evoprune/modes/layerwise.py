@@ -9,16 +9,22 @@ References:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from evoprune.knowledge import TWO_STEP
 from evoprune.modes.mode import SearchTask, SensitivityCurve
 from evoprune.modes.plan import Cutter
 from evoprune.modes.sequence import SequentialSearch
 from evoprune.search import LadderPlan, Strategy
 from fitness.two_step import E1_RUNG, E2_RUNG
-from search_spaces import Stage, SubSpace
+from search_spaces import SearchSpace, Stage, SubSpace
 from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray, FloatArray
+
+if TYPE_CHECKING:
+    from evoprune.options import SearchOptions
 
 
 def layer_ladder(ladder: LadderPlan) -> LadderPlan:
@@ -48,11 +54,7 @@ class LayerwiseSearch(SequentialSearch):
                 "mode `layerwise` takes order and ratio from two-step errors, but the first prior is another; leave "
                 "out `--prior` and `--compensation`, or begin the priors with two-step"
             )
-        if space.blocks:
-            raise OptionError(
-                "mode `layerwise` searches channels, but `--block-genes` lets whole blocks be removed, of which no "
-                "error is known; leave it out, or use mode `global` or `staged`"
-            )
+        _refuse_blocks(space)
         budgets = {name: value for name, value in task.config.budgets.items() if value is not None}
         self._scores: FloatArray = scores
         self._cutter = Cutter(space, list(budgets), scores, are_errors=True, seed=task.options.seed)
@@ -100,6 +102,22 @@ class LayerwiseSearch(SequentialSearch):
         return curves
 
 
+def check_layers(space: SearchSpace, options: SearchOptions) -> None:
+    """Check that there will be two-step errors of everything that ``space`` lets be removed.
+
+    Raises:
+        OptionError: Blocks may be removed, or two-step is none of the priors.
+    """
+    _refuse_blocks(space)
+    priors = options.criteria(is_compensated=options.compensation in ("sequential", "merge")).priors
+    if TWO_STEP not in priors:
+        raise OptionError(
+            f"mode `layerwise` takes order and ratio from two-step errors, but two-step is not among the priors "
+            f"{', '.join(priors) or 'none'}, which follow from `--prior {options.prior}` and `--compensation "
+            f"{options.compensation}`; leave these out, or begin the priors with two-step"
+        )
+
+
 def search_layers(task: SearchTask) -> Strategy:
     """Return the search of one group after the other.
 
@@ -108,3 +126,11 @@ def search_layers(task: SearchTask) -> Strategy:
         BudgetError: A budget cannot be reached.
     """
     return LayerwiseSearch(task)
+
+
+def _refuse_blocks(space: SearchSpace) -> None:
+    if space.blocks:
+        raise OptionError(
+            "mode `layerwise` searches channels, but `--block-genes` lets whole blocks be removed, of which no "
+            "error is known; leave it out, or use mode `global` or `staged`"
+        )

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +21,12 @@ from evoprune.modes.plan import LEVELS, Cutter, share_budget
 from evoprune.modes.sequence import SequentialSearch
 from evoprune.search import InitialShares, Repairer, Search, Strategy
 from fitness.evaluation import Evaluation
-from search_spaces import Stage, SubSpace, stages_of
+from search_spaces import SearchSpace, Stage, SubSpace, stages_of
 from search_spaces.errors import ExecutionError, OptionError
 from search_spaces.genome import BoolArray, genome_digest
+
+if TYPE_CHECKING:
+    from evoprune.options import SearchOptions
 
 DEFAULT_STAGES = "resolution"
 #: As GWCS has it in our reconstruction: saving all cost is worth as much as all of the error.
@@ -58,11 +62,7 @@ class StagedSearch(SequentialSearch):
     def __init__(
         self, task: SearchTask, stages: tuple[Stage, ...], *, cost_weight: float, metric: str = "macs"
     ) -> None:
-        if len(stages) < 2:
-            raise OptionError(
-                f"mode `staged` needs at least two stages, but this network has {len(stages)} by `--stages "
-                f"{task.options.stages or DEFAULT_STAGES}`; give patterns of group names, or use mode `global`"
-            )
+        _require_several(stages, task.options.stages or DEFAULT_STAGES)
         config = task.config
         self.budgets = {name: value for name, value in config.budgets.items() if value is not None and value < 1}
         config = dataclasses.replace(config, budgets=self.budgets)
@@ -141,6 +141,16 @@ class StagedSearch(SequentialSearch):
         return (evaluation.objective - dense) / (stripped - dense) + self.cost_weight * share
 
 
+def check_stages(space: SearchSpace, options: SearchOptions) -> None:
+    """Check that ``space`` has the stages that the options name.
+
+    Raises:
+        OptionError: The stages are malformed, or fewer than two.
+    """
+    staging = options.stages or DEFAULT_STAGES
+    _require_several(stages_of(space, staging), staging)
+
+
 def search_stages(task: SearchTask) -> Strategy:
     """Return the search of the stages that the options name.
 
@@ -153,6 +163,14 @@ def search_stages(task: SearchTask) -> Strategy:
     weight = DEFAULT_COST_WEIGHT if options.cost_weight is None else options.cost_weight
     metric = next(iter(task.config.budgets), DEFAULT_METRIC)
     return StagedSearch(task, stages, cost_weight=weight, metric=metric)
+
+
+def _require_several(stages: Sequence[Stage], staging: str) -> None:
+    if len(stages) < 2:
+        raise OptionError(
+            f"mode `staged` needs at least two stages, but this network has {len(stages)} by `--stages {staging}`; "
+            "give patterns of group names, or use mode `global`"
+        )
 
 
 def _distinct(genomes: BoolArray) -> BoolArray:

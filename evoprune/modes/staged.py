@@ -20,6 +20,7 @@ from evoprune.modes.mode import SearchTask, SensitivityCurve
 from evoprune.modes.plan import LEVELS, Cutter, share_budget
 from evoprune.modes.sequence import SequentialSearch
 from evoprune.search import InitialShares, Repairer, Search, Strategy
+from evoprune.search.feasibility import Space
 from fitness.evaluation import Evaluation
 from search_spaces import SearchSpace, Stage, SubSpace, stages_of
 from search_spaces.errors import ExecutionError, OptionError
@@ -34,11 +35,18 @@ DEFAULT_COST_WEIGHT = 1.0
 _FREE_LEVELS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
 
 
+class FreeRepairer(Repairer):
+    """Keeps the groups' minima and nothing else, whatever the budgets."""
+
+    def __init__(self, space: Space, budgets: Mapping[str, float | None]) -> None:
+        del budgets
+        super().__init__(space, {}, is_optional=True)
+
+
 class FreeSearch(Search):
     """A search without any budget: its objective says what cost is worth."""
 
-    def _make_repairer(self) -> Repairer:
-        return Repairer(self.space, {}, is_optional=True)
+    repairer_type = FreeRepairer
 
 
 class StagedSearch(SequentialSearch):

@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.plots import line_chart
 from benchmarks.subjects import BUDGETS, SMOKE, WEIGHTS, Subject, load_images, load_subject
-from evoprune.knowledge import MIXTURE, TWO_STEP, Choice, Knowledge, gather_knowledge
+from evoprune.knowledge import LEARNED, MIXTURE, TWO_STEP, Choice, Knowledge, gather_knowledge
 from evoprune.search import LadderPlan, Repairer, Search, SearchConfig, make_generator
 from fitness.criteria import CRITERIA
 from fitness.data import ImageData
@@ -164,9 +164,9 @@ class Bench:
 
 
 def arms_of(criteria: Sequence[str], roles: Sequence[str] = ROLES) -> list[Arm]:
-    """Return the two ways that know nothing, then every criterion in every one of ``roles``."""
+    """Return the two ways that know nothing, then every criterion in every one of ``roles`` that it can take."""
     return [Arm(RANDOM_SEARCH, RANDOM_SEARCH), Arm(NEITHER, NEITHER)] + [
-        Arm(criterion, role) for criterion in criteria for role in roles
+        Arm(criterion, role) for criterion in criteria for role in roles if criterion not in LEARNED or role == "prior"
     ]
 
 
@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing, and print the tables."""
     options = make_parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    everything = (MIXTURE, TWO_STEP, *(name for name in CRITERIA if name != TWO_STEP))
+    everything = (MIXTURE, TWO_STEP, *(name for name in CRITERIA if name != TWO_STEP), *LEARNED)
     criteria, networks = options.criteria.split(",") if options.criteria else everything, options.networks.split(",")
     n_evaluations, population, n_seeds, n_images = (
         options.evaluations,
@@ -334,8 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for role in roles:
         if role not in ROLES:
             raise UnknownNameError("role", role, ROLES)
-    for name in criteria:
-        Arm(name, "both").choice()  # a misspelt name should not wait for the images
+    for arm in arms_of(criteria):
+        arm.choice()  # a misspelt name should not wait for the images
     data: ImageData = load_images(options.data, smoke=options.smoke)
     results = Results(options.out)
     rows: list[Row] = []

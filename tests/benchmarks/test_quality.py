@@ -65,6 +65,7 @@ def test_an_arm_asks_criteria_for_its_role_alone() -> None:
     assert not Arm(NEITHER, NEITHER).choice().seeds
     assert len(arms_of(["l1", "l2"])) == 2 + 2 * 3
     assert arms_of(["l1"], ["both"])[2:] == [Arm("l1", "both")]
+    assert arms_of(["shapley"])[2:] == [Arm("shapley", "prior")]  # it proposes no first genomes
 
 
 def test_a_line_that_was_cut_off_is_no_row(tmp_path: Path) -> None:

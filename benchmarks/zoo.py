@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from search_spaces import SearchSpace, count_macs, masked, prune_model
 from search_spaces.errors import TraceError
-from search_spaces.graph import time_limit
+from search_spaces.time_limit import time_limit
 from search_spaces.verification import make_generic, relative_difference
 
 SEED = 0

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
-import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
 
-from search_spaces.blocks import ResidualBlock, block_groups, find_blocks, inner_groups, remove_block, silenced
-from search_spaces.cost import Cost, Costs, ProductCost, build_costs
-from search_spaces.errors import BudgetError, GenomeShapeError, OptionError, TraceError, UnknownNameError
+from search_spaces.blocks import ResidualBlock, remove_block, silenced
+from search_spaces.cost import Cost, Costs, ProductCost
+from search_spaces.errors import BudgetError, GenomeShapeError, OptionError, UnknownNameError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
-from search_spaces.graph import NetworkGraph, as_inputs, export_graph, time_limit
-from search_spaces.groups import ChannelGroup, FrozenChannels, Genes, GroupRules, build_genes
-from search_spaces.provenance import LayerRecord, Provenance, trace_provenance
+from search_spaces.graph import NetworkGraph, as_inputs
+from search_spaces.groups import ChannelGroup, FrozenChannels, Genes, GroupRules
+from search_spaces.provenance import LayerRecord
 from search_spaces.repair import Lattice, Limit, check_reachable, count_kept, draw_genomes, repair
-from search_spaces.surgery import named_tensors
-from search_spaces.verification import count_macs, failing_blocks, failing_groups
+from search_spaces.time_limit import time_limit
+from search_spaces.tracing import SpaceParts, TracedNetwork, build_parts, private_copy
 
 
 @dataclass(frozen=True)
@@ -87,115 +84,22 @@ class SearchSpace:
         """
         rules = GroupRules(tuple(protect), tuple(only), min_channels, round_to)
         inputs = as_inputs(example_input)
-        try:
-            twin = copy.deepcopy(model).eval()
-        except Exception as error:  # copying runs the user's code
-            raise TraceError(
-                f"{type(model).__name__} must be copyable, but copy.deepcopy raised {type(error).__name__}: {error}; "
-                "remove what cannot be copied (open files, locks, generators) from the network"
-            ) from error
-        for parameter in twin.parameters():
-            parameter.requires_grad_(False)
+        twin = private_copy(model)
         with time_limit(time_limit_s, f"tracing {type(model).__name__}"):
-            graph = export_graph(twin, inputs)
-            shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(twin).items()}
-            provenance = trace_provenance(graph, shapes)
-            dense_macs = count_macs(twin, inputs)
-            parameter_shapes = {name: tuple(p.shape) for name, p in twin.named_parameters()}
+            network = TracedNetwork.of(twin, inputs)
 
-            def build() -> SearchSpace:
-                return cls._build(graph, provenance, build_genes(provenance, rules), parameter_shapes, dense_macs)
+            def make(parts: SpaceParts) -> SearchSpace:
+                return cls(
+                    graph=network.graph,
+                    layers=tuple(network.provenance.layers),
+                    genes=parts.genes,
+                    consumer_slots=tuple(network.provenance.consumer_slots),
+                    counted=parts.counted,
+                    lattice=parts.lattice,
+                    blocks=parts.blocks,
+                )
 
-            space = build()
-            if verify:
-                space = cls._verified(space, provenance, twin, inputs, build)
-            if block_genes:
-                taken = [group.name for group in space.groups]
-                blocks = find_blocks(graph, space.layers, rules, list(parameter_shapes), taken)
-                space = space._with_blocks(blocks, parameter_shapes, dense_macs)
-                if verify:
-                    space = space._with_verified_blocks(twin, inputs, parameter_shapes, dense_macs)
-        return space
-
-    def _with_blocks(
-        self, blocks: tuple[ResidualBlock, ...], parameter_shapes: Mapping[str, tuple[int, ...]], dense_macs: int
-    ) -> SearchSpace:
-        """Return the same space with genes for exactly these ``blocks``."""
-        channels = tuple(group for group in self.groups if group.kind == "channel")
-        groups = channels + block_groups(blocks, channels[-1].stop if channels else 0)
-        genes = replace(self.genes, groups=groups)
-        owner = np.full(len(groups), -1, np.int64)
-        for index, inside in enumerate(inner_groups(blocks, channels, genes.slot_genes)):
-            owner[list(inside)] = len(channels) + index
-        block_of_tensor = {name: len(channels) + i for i, block in enumerate(blocks) for name in block.parameters}
-        costs = build_costs(
-            genes, self.layers, parameter_shapes, _output_sizes(self.graph), dense_macs, block_of_tensor
-        )
-        return replace(self, genes=genes, counted=costs, lattice=Lattice.of(groups, owner), blocks=blocks)
-
-    def _with_verified_blocks(
-        self,
-        twin: nn.Module,
-        inputs: Sequence[Tensor],
-        parameter_shapes: Mapping[str, tuple[int, ...]],
-        dense_macs: int,
-    ) -> SearchSpace:
-        """Drop the genes of blocks that cannot be removed; every round drops at least one, so it ends."""
-        space, rng = self, np.random.default_rng(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            while space.blocks:
-                failed = dict(failing_blocks(twin, space, inputs, rng))
-                if not failed:
-                    break
-                told = [FrozenChannels(space.blocks[i].name, 0, f"block stays: {why}") for i, why in failed.items()]
-                kept = tuple(block for index, block in enumerate(space.blocks) if index not in failed)
-                genes = replace(space.genes, frozen=(*space.frozen, *told))
-                space = replace(space, genes=genes)._with_blocks(kept, parameter_shapes, dense_macs)
-        return space
-
-    @classmethod
-    def _build(
-        cls,
-        graph: NetworkGraph,
-        provenance: Provenance,
-        genes: Genes,
-        parameter_shapes: Mapping[str, tuple[int, ...]],
-        dense_macs: int,
-    ) -> SearchSpace:
-        layers = tuple(provenance.layers)
-        return cls(
-            graph=graph,
-            layers=layers,
-            genes=genes,
-            consumer_slots=tuple(provenance.consumer_slots),
-            counted=build_costs(genes, layers, parameter_shapes, _output_sizes(graph), dense_macs, {}),
-            lattice=Lattice.of(genes.groups),
-        )
-
-    @staticmethod
-    def _verified(
-        space: SearchSpace,
-        provenance: Provenance,
-        twin: nn.Module,
-        inputs: Sequence[Tensor],
-        build: Callable[[], SearchSpace],
-    ) -> SearchSpace:
-        """Freeze failing groups until random genomes pass; every round freezes at least one group, so it ends."""
-        rng = np.random.default_rng(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            while space.groups:
-                failed = dict(failing_groups(twin, space, inputs, rng))
-                if not failed:
-                    break
-                for index, reason in failed.items():
-                    group = space.groups[index]
-                    for ids in space.genes.gene_ids[group.start : group.stop]:
-                        for channel in ids:
-                            provenance.frozen.setdefault(int(channel), reason)
-                space = build()
-        return space
+            return make(build_parts(make, network, rules, verify=verify, block_genes=block_genes))
 
     # ------------------------------------------------------------------ what it holds
 
@@ -446,12 +350,6 @@ class SearchSpace:
         """Make the residual branches that ``genome`` switches off return zero while the block lasts."""
         with silenced(model, self.removed_blocks(genome)):
             yield
-
-
-def _output_sizes(graph: NetworkGraph) -> dict[str, int]:
-    """Return how many elements every operation writes for one sample, by its name."""
-    n_samples = graph.input_shapes[0][0]
-    return {operation.name: math.prod(operation.shape) // n_samples for operation in graph.operations}
 
 
 def _all_budgets(

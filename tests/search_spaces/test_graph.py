@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from search_spaces import SearchSpace
 from search_spaces.errors import TraceError
-from search_spaces.graph import export_graph, time_limit
+from search_spaces.export import export_graph
+from search_spaces.time_limit import time_limit
 from tests.search_spaces.patterns import build_pattern
 
 

@@ -1,0 +1,274 @@
+"""From a network to its flat graph, by ``torch.export``: no control flow, no in-place updates, no dead code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import operator
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import InputKind, OutputKind
+
+from search_spaces.errors import TraceError
+from search_spaces.graph import NetworkGraph, Operation, Ref, as_inputs
+
+#: Operators that return a view of their first argument.
+VIEW_OPERATORS = frozenset(
+    [
+        "alias",
+        "as_strided",
+        "chunk",
+        "detach",
+        "diagonal",
+        "expand",
+        "expand_as",
+        "flatten",
+        "narrow",
+        "permute",
+        "movedim",
+        "reshape",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "swapaxes",
+        "t",
+        "tensor_split",
+        "transpose",
+        "unbind",
+        "unflatten",
+        "unsqueeze",
+        "view",
+        "view_as",
+    ]
+)
+
+_EXPORT_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch.export")
+
+
+def export_graph(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> NetworkGraph:
+    """Return the flat graph of ``model`` in evaluation mode.
+
+    The batch dimension is left open where the network's code allows it, and fixed to the example's otherwise.
+
+    Args:
+        model: Must be in evaluation mode; pass a copy when its forward keeps state.
+        example_input: ``(batch, ...)`` tensor, or a sequence of such.
+
+    Raises:
+        TraceError: The network cannot be exported (data-dependent control flow, unsupported operator, an error of its
+            own).
+    """
+    inputs = as_inputs(example_input)
+    doubled = tuple(torch.cat([value, value]) if value.shape[0] == 1 else value for value in inputs)
+    dynamic = ShapesCollection()  # by tensor, so that variadic arguments are no obstacle
+    for value in doubled:
+        dynamic[value] = {0: Dim.DYNAMIC}
+    program: ExportedProgram | None = None
+    with torch.no_grad(), warnings.catch_warnings(), _quiet_export():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(model, doubled, dynamic_shapes=dynamic)
+        except TraceError:
+            raise
+        except Exception:
+            program = None
+        is_dynamic = program is not None
+        if program is None:
+            try:
+                program = torch.export.export(model, inputs)
+            except TraceError:
+                raise
+            except Exception as error:  # exporters raise whatever they meet
+                raise TraceError(_export_failure(model, inputs, error)) from error
+        if _has_aliased_updates(program.graph):
+            program = program.run_decompositions({})
+    return _flatten(model, program, is_dynamic)
+
+
+@contextlib.contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Keep the logs of a failed attempt off the user's terminal; the error that follows says all that matters."""
+    loggers = [logging.getLogger(name) for name in _EXPORT_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with contextlib.redirect_stderr(io.StringIO()):  # torch prints the half-made graph of a failed attempt
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _export_failure(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    place = next((line for line in reversed(lines) if line.startswith("File ") or " in forward" in line), "")
+    shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+    return (
+        f"{type(model).__name__} could not be traced with input {shapes}: {type(error).__name__}: {first}"
+        f"{f' ({place})' if place else ''}; a network is traceable when torch.export accepts it: no branch or loop "
+        "that depends on values, tensors in and out, and an input of the right shape"
+    )
+
+
+def _bare_name(node: fx.Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet or node.target, "__name__", node.target))
+
+
+def _is_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__") and name != "contiguous_"
+
+
+def _has_aliased_updates(graph: fx.Graph) -> bool:
+    """Whether an in-place operator changes a value that is read later under another name."""
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op != "call_function" or not _is_in_place(_bare_name(node)):
+            continue
+        base = node.args[0]
+        while isinstance(base, fx.Node):
+            parent = base.args[0] if base.op == "call_function" and _bare_name(base) in VIEW_OPERATORS else None
+            if base is not node.args[0] and any(position[user] > position[node] for user in base.users):
+                return True
+            if base.op == "placeholder":
+                return True
+            base = parent
+    return False
+
+
+def _functional(target: Any) -> Any:
+    """Return the out-of-place twin of an in-place ATen overload, or ``target`` itself."""
+    packet = getattr(target, "overloadpacket", None)
+    if packet is None or not _is_in_place(packet.__name__):
+        return target
+    twin = getattr(torch.ops.aten, packet.__name__[:-1], None)
+    if twin is None:
+        return target
+    overload = target._overloadname
+    return getattr(twin, overload) if overload in twin.overloads() else target
+
+
+def _flatten(model: nn.Module, program: ExportedProgram, is_dynamic: bool) -> NetworkGraph:
+    """Return the graph that ``program`` of ``model`` holds, in our own terms."""
+    signature, canonical = program.graph_signature, _first_names(model)
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    tensors: dict[str, str] = {}
+    parameters: set[str] = set()
+    constants: dict[str, Tensor] = {}
+    inputs: list[str] = []
+    for spec in signature.input_specs:
+        name = spec.arg.name
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            tensors[name] = canonical.get(str(spec.target), str(spec.target))
+            if spec.kind is InputKind.PARAMETER:
+                parameters.add(tensors[name])
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            constants[name] = torch.as_tensor(program.constants[str(spec.target)])
+        else:
+            inputs.append(name)
+    operations, current = _operations_of(program.graph)
+    mutated = {
+        spec.arg.name
+        for spec in signature.output_specs
+        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
+    }
+    outputs = [
+        current.get(spec.arg.name, spec.arg.name)
+        for spec in signature.output_specs
+        if spec.kind is OutputKind.USER_OUTPUT and getattr(spec.arg, "name", None) in values
+    ]
+    graph = NetworkGraph(
+        operations=tuple(operations),
+        inputs=tuple(inputs),
+        input_shapes=tuple(_shape_of(values[name]) for name in inputs),
+        tensors=tensors,
+        parameters=frozenset(parameters),
+        constants=constants,
+        outputs=tuple(outputs),
+        batch_is_dynamic=is_dynamic,
+    )
+    return _without_dead_code(graph, mutated)
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Return, for every qualified name of a parameter or buffer, the first name of the same tensor."""
+    first_name: dict[int, str] = {}
+    named: list[tuple[str, Tensor]] = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: first_name.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def _operations_of(graph: fx.Graph) -> tuple[list[Operation], dict[str, str]]:
+    """Return the calls in ``graph``, and the last value of everything that is updated in place, by its first name."""
+    current: dict[str, str] = {}
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return Ref(current.get(value.name, value.name))
+        if isinstance(value, (list, tuple)):
+            items = [convert(item) for item in value]
+            return tuple(items) if isinstance(value, tuple) else items
+        return value
+
+    operations: list[Operation] = []
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        stack = node.meta.get("nn_module_stack") or {"": ("", "")}
+        path, kind = list(stack.values())[-1]
+        operations.append(
+            Operation(
+                name=node.name,
+                target=_functional(node.target),
+                args=tuple(convert(argument) for argument in node.args),
+                kwargs={key: convert(value) for key, value in node.kwargs.items()},
+                module=str(path),
+                module_type=kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}",
+                shape=_shape_of(node.meta.get("val")),
+            )
+        )
+        if _is_in_place(_bare_name(node)) and isinstance(node.args[0], fx.Node):
+            updated = node.args[0].name
+            current[updated] = node.name
+            for old, new in list(current.items()):
+                if new == updated:
+                    current[old] = node.name
+    return operations, current
+
+
+def _without_dead_code(graph: NetworkGraph, also_live: set[str]) -> NetworkGraph:
+    live = set(graph.outputs) | also_live
+    kept: list[Operation] = []
+    for operation in reversed(graph.operations):
+        if operation.name in live:
+            live.update(operation.refs())
+            kept.append(operation)
+    return replace(graph, operations=tuple(reversed(kept)))
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    """Return the example shape; symbolic sizes are resolved to the hint of the example run."""
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(_as_int(size) for size in value.shape)
+
+
+def _as_int(size: Any) -> int:
+    if isinstance(size, int):
+        return size
+    node = getattr(size, "node", None)
+    hint = getattr(node, "hint", None)
+    return int(hint) if hint is not None else operator.index(size)

@@ -12,7 +12,7 @@ regressors from the pruned network and the shortcut's drift are ours.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitness.program import FoldedLayer, Program, SlicedTensors, keep_mask
+from fitness.folding import FoldedLayer, keep_mask
+from fitness.program import Program, SlicedTensors
+from fitness.regression import Regression, from_rows, gather_outputs, gather_patches, sample_positions, to_rows
 from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray, IntArray
 from search_spaces.graph import Ref
@@ -72,107 +74,6 @@ class CompensationOptions:
         if n_rows < n_regressors:
             n_rows = (self.max_multiplications / n_regressors) ** 0.5
         return max(1, min(self.n_positions, int(n_rows / n_images)))
-
-
-def sample_positions(shape: Sequence[int], n_positions: int, generator: torch.Generator) -> Tensor:
-    """Return distinct, sorted flat output positions ``(batch, n)`` of maps of ``shape`` ``(batch, channels, ...)``."""
-    batch, total = shape[0], int(np.prod(shape[2:]))
-    if total <= n_positions:
-        return torch.arange(total).expand(batch, total)
-    keys = torch.rand((batch, total), generator=generator)
-    return keys.topk(n_positions, dim=1).indices.sort(dim=1).values
-
-
-def gather_outputs(value: Tensor, positions: Tensor) -> Tensor:
-    """Return ``(batch * n, channels)`` float32 rows of ``value`` ``(batch, channels, ...)`` at flat ``positions``."""
-    if value.ndim == 2:
-        return value.float()
-    batch, channels = value.shape[:2]
-    rows = value.movedim(1, -1).reshape(-1, channels)
-    offsets = torch.arange(batch, device=value.device).unsqueeze(1) * (rows.shape[0] // batch)
-    return rows.index_select(0, (positions + offsets).reshape(-1)).float()
-
-
-def gather_patches(layer: FoldedLayer, value: Tensor, positions: Tensor, output_width: int) -> Tensor:
-    """Return the regressors of a 2-d convolution or linear layer at sampled output positions.
-
-    Args:
-        layer: Gives kernel, stride, padding and dilation.
-        value: The layer's input, ``(batch, channels, height, width)`` or ``(..., features)``.
-        positions: ``(batch, n)`` flat output positions.
-        output_width: Width of the output map.
-
-    Returns:
-        ``(batch * n, kernel * channels)`` float32; the channel is the fastest dimension.
-    """
-    if not layer.kernel:
-        return value.reshape(-1, value.shape[-1]).float()
-    if layer.kernel == (1, 1) and layer.padding == (0, 0) and layer.stride == (1, 1):
-        return gather_outputs(value, positions)
-    batch, channels, height, width = value.shape
-    (pad_y, pad_x), (step_y, step_x), (gap_y, gap_x) = layer.padding, layer.stride, layer.dilation
-    padded = value.new_zeros((batch, height + 2 * pad_y, width + 2 * pad_x, channels))
-    padded[:, pad_y : pad_y + height, pad_x : pad_x + width] = value.permute(0, 2, 3, 1)
-    row = padded.shape[2]
-    rows, columns = positions // output_width, positions % output_width
-    origin = rows * (step_y * row) + columns * step_x
-    origin = origin + torch.arange(batch, device=value.device).unsqueeze(1) * (padded.shape[1] * row)
-    taps = torch.arange(layer.kernel[0]).unsqueeze(1) * (gap_y * row) + torch.arange(layer.kernel[1]) * gap_x
-    taps = taps.to(value.device)
-    index = origin.unsqueeze(-1) + taps.reshape(-1)
-    patches = padded.reshape(-1, channels).index_select(0, index.reshape(-1))
-    return patches.reshape(-1, taps.numel() * channels).float()
-
-
-def to_rows(weight: Tensor) -> Tensor:
-    """Return a weight ``(out, in, ...)`` as ``(out, kernel * in)`` with the input channel fastest."""
-    return weight.movedim(1, -1).reshape(weight.shape[0], -1)
-
-
-def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """Undo :func:`to_rows` for a weight shaped as ``like``.
-
-    The result is cloned: with one input channel ``contiguous`` would keep strides that convolutions misread.
-    """
-    moved = rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)
-    return moved.clone(memory_format=torch.contiguous_format)
-
-
-class Regression:
-    """Ridge regression on fixed regressors, factorised once and solved for any number of residuals.
-
-    With fewer samples than regressors the equivalent system in the samples is solved, which is the smaller one.
-    """
-
-    def __init__(self, regressors: Tensor, damping: float, has_bias: bool = True) -> None:
-        """Factorise the covariance of ``regressors``, or their sample Gram matrix.
-
-        Args:
-            regressors: ``(n, k)`` float32.
-            damping: Ridge, relative to the mean variance of a regressor; the bias is not damped.
-            has_bias: Whether a bias is solved along; it stays 0 otherwise.
-        """
-        n, k = regressors.shape
-        self.mean = regressors.mean(0) if has_bias else torch.zeros_like(regressors[0])
-        self.centred = regressors - self.mean
-        self.has_bias = has_bias
-        self.in_samples = n < k
-        rows = self.centred if self.in_samples else self.centred.T
-        gram = (rows @ rows.T).div_(n)
-        ridge = damping * float(gram.diagonal().sum()) / k + 1e-12
-        gram.diagonal().add_(ridge)
-        self.factor, info = torch.linalg.cholesky_ex(gram)
-        self.is_well_posed = int(info) == 0 and bool(torch.isfinite(self.factor).all())
-
-    def solve(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the update of weights ``(out, k)`` and bias ``(out,)`` that explains ``residual`` ``(n, out)``."""
-        mean = residual.mean(0) if self.has_bias else torch.zeros_like(residual[0])
-        scaled = (residual - mean) / len(residual)
-        if self.in_samples:
-            update = torch.cholesky_solve(scaled, self.factor).T @ self.centred
-        else:
-            update = torch.cholesky_solve(self.centred.T @ scaled, self.factor).T
-        return update, mean - update @ self.mean
 
 
 @dataclass(frozen=True)
@@ -259,10 +160,10 @@ class SequentialCompensation:
         self.program = program
         self.inputs = inputs
         self.options = options
-        self.targets: dict[str, _Target] = {}
-        self._collect(seed)
+        self.targets = self._collect_targets(seed)
 
-    def _collect(self, seed: int) -> None:
+    def _collect_targets(self, seed: int) -> dict[str, _Target]:
+        """Return what the dense network puts out, per solvable layer."""
         program = self.program
         partners = shortcut_partners(program)
         generator = torch.Generator().manual_seed(seed)
@@ -273,19 +174,14 @@ class SequentialCompensation:
         for layer in program.layer_order():
             if layer.is_solvable:
                 wanted.setdefault(partners.get(layer.name, (layer.name, ""))[0], []).append(layer.name)
+        targets: dict[str, _Target] = {}
 
         def record(name: str, value: Any) -> None:
             for layer_name in wanted.get(name, ()):
-                n_regressors = to_rows(program.layers[layer_name].weight).shape[1]
-                n_positions = self.options.positions_per_image(len(self.inputs), n_regressors)
-                positions = (
-                    sample_positions(value.shape, n_positions, generator)
-                    if value.ndim == 4
-                    else torch.zeros((len(value), 1), dtype=torch.int64)
-                )
-                self.targets[layer_name] = _Target(
-                    rows=gather_outputs(value, positions.to(value.device)),
-                    positions=positions.to(value.device),
+                positions = self._sample(layer_name, value, generator).to(value.device)
+                targets[layer_name] = _Target(
+                    rows=gather_outputs(value, positions),
+                    positions=positions,
                     output_width=value.shape[-1] if value.ndim == 4 else 1,
                     partner=partners.get(layer_name, ("", None))[1],
                     is_rectified=name in rectified,
@@ -294,6 +190,15 @@ class SequentialCompensation:
         dense = program.slice(program.space.all_ones()[0]).cast(self.inputs.dtype)
         with torch.inference_mode():
             program.run(dense, [self.inputs], on_value=record)
+        return targets
+
+    def _sample(self, layer_name: str, value: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the output positions ``(batch, n)`` at which a layer with the output ``value`` is solved."""
+        if value.ndim != 4:
+            return torch.zeros((len(value), 1), dtype=torch.int64)
+        n_regressors = to_rows(self.program.layers[layer_name].weight).shape[1]
+        n_positions = self.options.positions_per_image(len(self.inputs), n_regressors)
+        return sample_positions(value.shape, n_positions, generator)
 
     def __call__(self, genome: BoolArray, prefix: Prefix | None = None) -> SlicedTensors:
         """Return the sliced tensors of ``genome`` in float32, with the solvable layers re-solved.
@@ -318,48 +223,29 @@ class SequentialCompensation:
             prefix: As for calling.
             pause_at: A step behind that of ``prefix``.
         """
-        tensors = self.program.slice(genome)
+        program, dtype = self.program, self.inputs.dtype
+        tensors = program.slice(genome)
         if prefix is not None:
             tensors.weights.update(prefix.solved.weights)
             tensors.biases.update(prefix.solved.biases)
             tensors.uncompensated = prefix.solved.uncompensated
-        running = tensors.cast(self.inputs.dtype)
+        running = tensors.cast(dtype)
 
         def solve(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
-            target = self.targets.get(layer.name)
-            if target is None or not (self.options.every_layer or self._needs_solve(layer, genome)):
-                return
-            step_input = values[self._input_of[layer.name]]
-            regressors = gather_patches(layer, step_input, target.positions, target.output_width)
-            rows = target.rows[:, np.flatnonzero(keep_mask(layer.out_genes, genome))]
-            offset = None if target.partner is None else gather_outputs(values[target.partner], target.positions)
-            regression = Regression(regressors, self.options.damping, layer.has_bias)
-            if not regression.is_well_posed:
-                _LOGGER.info("compensation of %s skipped: the regression is ill-conditioned", layer.name)
-                tensors.uncompensated += (layer.name,)
-                return
-            weight, bias = to_rows(tensors.weights[layer.name]), tensors.biases[layer.name]
-            passes = self.options.n_rectified_passes if target.is_rectified else 0
-            for index in range(1 + passes):
-                reached = torch.addmm(bias if offset is None else bias + offset, regressors, weight.T)
-                aim = rows if index == 0 else torch.where(rows < 0, reached.clamp(max=0), rows)
-                more_weight, more_bias = regression.solve(aim - reached)
-                weight, bias = weight + more_weight, bias + more_bias
-            solved = from_rows(weight, tensors.weights[layer.name])
-            tensors.weights[layer.name], tensors.biases[layer.name] = solved, bias
-            running.weights[layer.name] = solved.to(self.inputs.dtype)
-            running.biases[layer.name] = bias.to(self.inputs.dtype)
+            if self._is_solved(layer, genome):
+                self._solve(layer, values, tensors)
+                running.weights[layer.name] = tensors.weights[layer.name].to(dtype)
+                running.biases[layer.name] = tensors.biases[layer.name].to(dtype)
 
         inputs, env, start = ([self.inputs], None, 0) if prefix is None else ([], prefix.values, prefix.step)
         with torch.inference_mode():
+            values = program.run(running, inputs, on_layer=solve, env=env, start=start, stop=pause_at)
             if pause_at is None:
-                self.program.run(running, inputs, on_layer=solve, env=env, start=start)
                 return tensors, None
-            values = self.program.run(running, inputs, on_layer=solve, env=env, start=start, stop=pause_at)
-            env = alive_at(self.program, values, pause_at)
+            env = alive_at(program, values, pause_at)
             del values
-            solved = solved_before(self.program, tensors, pause_at)
-            self.program.run(running, [], on_layer=solve, env=env, start=pause_at)
+            solved = solved_before(program, tensors, pause_at)
+            program.run(running, [], on_layer=solve, env=env, start=pause_at)
         return tensors, Prefix(pause_at, env, solved)
 
     def prefix(self, genome: BoolArray, open_genes: IntArray) -> Prefix:
@@ -372,19 +258,31 @@ class SequentialCompensation:
         solved = solved_before(self.program, tensors, step)
         return Prefix(step, run_prefix(self.program, tensors, self.inputs, step), solved)
 
-    @property
-    def _input_of(self) -> dict[str, str]:
-        cached: dict[str, str] | None = getattr(self, "_inputs", None)
-        if cached is None:
-            cached = {
-                step.layer.name: step.operation.args[0].name for step in self.program.steps if step.layer is not None
-            }
-            self._inputs = cached
-        return cached
-
-    def _needs_solve(self, layer: FoldedLayer, genome: BoolArray) -> bool:
+    def _is_solved(self, layer: FoldedLayer, genome: BoolArray) -> bool:
+        """Return whether ``layer`` is one to re-solve for ``genome``."""
+        if layer.name not in self.targets:
+            return False
         assert layer.in_genes is not None
-        return not bool(keep_mask(layer.in_genes, genome).all())
+        return self.options.every_layer or not keep_mask(layer.in_genes, genome).all()
+
+    def _solve(self, layer: FoldedLayer, values: Mapping[str, Any], tensors: SlicedTensors) -> None:
+        """Replace weight and bias of ``layer`` in ``tensors``, given the pruned network's ``values`` so far."""
+        target, name = self.targets[layer.name], layer.name
+        regressors = gather_patches(layer, values[self.program.input_of[name]], target.positions, target.output_width)
+        regression = Regression(regressors, self.options.damping, layer.has_bias)
+        if not regression.is_well_posed:
+            _LOGGER.info("compensation of %s skipped: the regression is ill-conditioned", name)
+            tensors.uncompensated += (name,)
+            return
+        rows = target.rows[:, np.flatnonzero(keep_mask(layer.out_genes, tensors.kept))]
+        offset = None if target.partner is None else gather_outputs(values[target.partner], target.positions)
+        weight, bias = to_rows(tensors.weights[name]), tensors.biases[name]
+        for index in range(1 + (self.options.n_rectified_passes if target.is_rectified else 0)):
+            reached = torch.addmm(bias if offset is None else bias + offset, regressors, weight.T)
+            aim = rows if index == 0 else torch.where(rows < 0, reached.clamp(max=0), rows)
+            more_weight, more_bias = regression.solve(aim - reached)
+            weight, bias = weight + more_weight, bias + more_bias
+        tensors.weights[name], tensors.biases[name] = from_rows(weight, tensors.weights[name]), bias
 
 
 def shortcut_partners(program: Program) -> dict[str, tuple[str, str]]:

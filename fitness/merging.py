@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from fitness.compensation import Prefix
-from fitness.program import FoldedLayer, Program, SlicedTensors, slice_layer
+from fitness.folding import FoldedLayer, slice_layer
+from fitness.program import Program, SlicedTensors
 from search_spaces.errors import GenomeShapeError, OptionError, UnknownNameError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 
@@ -242,7 +243,6 @@ def input_moments(program: Program, inputs: Tensor, batch_size: int) -> dict[str
         batch_size: Images per forward pass.
     """
     places = {layer.name: _places(layer) for layer in program.layer_order() if _can_merge(layer)}
-    input_of = {step.layer.name: step.operation.args[0].name for step in program.steps if step.layer is not None}
     sums: dict[str, list[list[Any]]] = {
         name: [[np.zeros(len(genes)), np.zeros((len(genes), len(genes))), 0] for genes, _ in parts]
         for name, parts in places.items()
@@ -250,7 +250,7 @@ def input_moments(program: Program, inputs: Tensor, batch_size: int) -> dict[str
 
     def record(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
         for (_, columns), entry in zip(places.get(layer.name, ()), sums.get(layer.name, ()), strict=True):
-            rows = gene_rows(layer, values[input_of[layer.name]], columns)
+            rows = gene_rows(layer, values[program.input_of[layer.name]], columns)
             entry[0] += rows.sum(dim=1).cpu().numpy()
             entry[1] += (rows @ rows.T).cpu().numpy()
             entry[2] += rows.shape[1]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitness.compensation import gather_patches, sample_positions, to_rows
-from fitness.program import FoldedLayer
+from fitness.folding import FoldedLayer
+from fitness.regression import gather_patches, sample_positions, to_rows
 from search_spaces.genome import IntArray
 
 

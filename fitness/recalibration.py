@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fitness.compensation import Prefix
-from fitness.program import BATCH_NORMS, FoldedLayer, Program, SlicedTensors, keep_mask
+from fitness.folding import BATCH_NORMS, FoldedLayer, keep_mask
+from fitness.program import Program, SlicedTensors
 from search_spaces.genome import BoolArray, IntArray
 from search_spaces.graph import Ref
 

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitness.compensation import Prefix, from_rows
+from fitness.compensation import Prefix
+from fitness.folding import keep_mask
 from fitness.layer_error import optimal_update
 from fitness.planar import PlanarLayer, planar
-from fitness.program import Program, SlicedTensors, keep_mask
+from fitness.program import Program, SlicedTensors
+from fitness.regression import from_rows
 from fitness.statistics import ConsumerStatistics, DenseStatistics, channel_columns
 from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray

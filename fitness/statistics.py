@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fitness.compensation import shortcut_partners
+from fitness.folding import FoldedLayer
 from fitness.planar import PlanarLayer, planar
-from fitness.program import FoldedLayer, Program
+from fitness.program import Program
 from search_spaces.errors import OptionError
 from search_spaces.genome import FloatArray, IntArray
 from search_spaces.groups import KEPT
@@ -68,7 +69,7 @@ SEARCH_STATISTICS = StatisticsOptions(max_bytes=1 << 26)
 class ConsumerStatistics:
     """What one layer that reads removable channels says about them.
 
-    ``k`` counts the input weights of one output, in the order of :func:`fitness.compensation.to_rows`; moments are
+    ``k`` counts the input weights of one output, in the order of :func:`fitness.regression.to_rows`; moments are
     central where the layer holds a bias, since a bias takes up the mean of any error, and raw where it does not.
 
     Attributes:
@@ -311,11 +312,10 @@ def collect_statistics(
     exact = _with_covariance(views, options.max_bytes)
     sums = {name: _Accumulator(v, with_covariance=name in exact, options=options) for name, v in views.items()}
     generator = torch.Generator().manual_seed(options.seed)
-    input_of = {step.layer.name: step.operation.args[0].name for step in program.steps if step.layer is not None}
 
     def record(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
         if layer.name in sums:
-            value = values[input_of[layer.name]]
+            value = values[program.input_of[layer.name]]
             sums[layer.name].add(views[layer.name].regressors(value, options.n_positions, generator))
 
     powers = {total: _Power() for total, _ in shortcut_partners(program).values()}

@@ -24,9 +24,10 @@ from torch import Tensor
 from fitness.elimination import Elimination, LayerElimination, PlainElimination, UpdatedElimination, eliminate
 from fitness.evaluation import Evaluation, evaluations_without_images
 from fitness.exact_sums import exactly_summable
+from fitness.folding import keep_mask
 from fitness.layer_error import optimal_update
 from fitness.planar import planar
-from fitness.program import Program, keep_mask
+from fitness.program import Program
 from fitness.statistics import ConsumerStatistics, DenseStatistics
 from search_spaces.errors import OptionError, UnknownNameError
 from search_spaces.genome import BoolArray, FloatArray, IntArray

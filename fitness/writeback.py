@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fitness.program import Program, SlicedTensors, slice_layer
+from fitness.folding import slice_layer
+from fitness.program import Program, SlicedTensors
 from search_spaces import prune_model
 from search_spaces.surgery import named_tensors
 

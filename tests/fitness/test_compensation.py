@@ -9,17 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from fitness.compensation import (
-    CompensationOptions,
-    SequentialCompensation,
-    from_rows,
-    gather_outputs,
-    gather_patches,
-    sample_positions,
-    shortcut_partners,
-    to_rows,
-)
-from fitness.program import FoldedLayer, Program, keep_mask
+from fitness.compensation import CompensationOptions, SequentialCompensation, shortcut_partners
+from fitness.folding import FoldedLayer, keep_mask
+from fitness.program import Program
+from fitness.regression import from_rows, gather_outputs, gather_patches, sample_positions, to_rows
 from search_spaces.genome import BoolArray
 from tests.fitness.networks import NETWORKS, images, prepared, program_of
 from tests.search_spaces.patterns import Chain, Residual, conv, conv_bn

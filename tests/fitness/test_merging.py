@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fitness.data import load_data
+from fitness.folding import FoldedLayer, keep_mask
 from fitness.merging import (
     MERGE_RULES,
     InputMoments,
@@ -20,7 +21,7 @@ from fitness.merging import (
     replacements,
 )
 from fitness.options import FitnessOptions
-from fitness.program import FoldedLayer, Program, keep_mask
+from fitness.program import Program
 from fitness.recipe import final_network
 from search_spaces import SearchSpace
 from search_spaces.errors import GenomeShapeError, OptionError, UnknownNameError

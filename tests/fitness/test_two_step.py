@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fitness.compensation import shortcut_partners
+from fitness.folding import FoldedLayer, keep_mask
 from fitness.layer_error import masked_error, optimal_update
 from fitness.planar import planar
-from fitness.program import FoldedLayer, Program, keep_mask
+from fitness.program import Program
 from fitness.static_compensation import StaticCompensation
 from fitness.statistics import DenseStatistics, StatisticsOptions, collect_statistics
 from fitness.two_step import TwoStep, TwoStepEvaluator

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fitness.program import FoldedLayer, Program, SlicedTensors
+from fitness.criteria.gating import checked_logits, run_gated
+from fitness.folding import FoldedLayer
+from fitness.program import Program
 from search_spaces import SearchSpace
 from search_spaces.errors import DataError, OptionError
 from search_spaces.genome import FloatArray, IntArray
@@ -308,18 +310,10 @@ class CriterionInput:
         dense = self.program.slice(self.space.all_ones()[0]).cast(torch.float32)
         with torch.no_grad():
             parts = [
-                self._logits(self.program.run(dense, [part])) for part in self.inputs.float().split(self.batch_size)
+                checked_logits(self.program, self.program.run(dense, [part]))
+                for part in self.inputs.float().split(self.batch_size)
             ]
         return torch.cat(parts).argmax(dim=1)
-
-    def _logits(self, values: Mapping[str, Any]) -> Tensor:
-        logits = values[self.program.outputs[0]]
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise DataError(
-                "gradients need a network whose first output is `(n, n_classes)` logits; choose a criterion "
-                "without gradients"
-            )
-        return logits
 
     @cached_property
     def gate_gradients(self) -> FloatArray:
@@ -333,18 +327,11 @@ class CriterionInput:
             DataError: The network's first output is not a matrix of logits, or a label lies outside of it.
         """
         result = np.zeros((len(self.inputs), self.space.n_genes))
-        dense = self.program.slice(self.space.all_ones()[0]).cast(torch.float32)
         start = 0
         for part, labels in zip(
             self.inputs.float().split(self.batch_size), self.target_labels.split(self.batch_size), strict=True
         ):
-            gates, values = self._run_gated(dense, part)
-            logits = self._logits(values)
-            if int(labels.max()) >= logits.shape[1]:
-                raise DataError(f"labels must lie below {logits.shape[1]}, the classes, but got {int(labels.max())}")
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-            gradients = torch.autograd.grad(loss, [gate for _, gate in gates]) if gates else ()
-            for (layer, _), gradient in zip(gates, gradients, strict=True):
+            for layer, gradient in self._gate_gradients_of(part, labels):
                 assert layer.in_genes is not None
                 genes = np.tile(layer.in_genes, gradient.shape[1] // len(layer.in_genes))
                 is_gene = genes >= 0
@@ -353,33 +340,23 @@ class CriterionInput:
             start += len(part)
         return result
 
-    def _run_gated(self, dense: SlicedTensors, part: Tensor) -> tuple[list[tuple[FoldedLayer, Tensor]], dict[str, Any]]:
-        """Run with a gate ``(batch, channels)`` on what each layer reads; the gate is lifted for every other reader."""
+    def _gate_gradients_of(self, images: Tensor, labels: Tensor) -> list[tuple[FoldedLayer, Tensor]]:
+        """Return the derivative ``(n, channels)`` of each image's cross-entropy by gates on what each layer reads."""
         gates: list[tuple[FoldedLayer, Tensor]] = []
-        plain: dict[str, tuple[dict[str, Any], str, Tensor]] = {}
-        source_of = {step.layer.name: step.operation.args[0].name for step in self.program.steps if step.layer}
 
-        def close(layer: FoldedLayer, values: dict[str, Any]) -> None:
-            if layer.in_genes is None or not (layer.in_genes >= 0).any():
-                return
-            name = source_of[layer.name]
-            value = values[name]
-            axis = 1 if layer.kernel else value.ndim - 1
+        def gate_of(layer: FoldedLayer, value: Tensor, axis: int) -> Tensor:
             gate = torch.ones(len(value), value.shape[axis], device=value.device, requires_grad=True)
+            gates.append((layer, gate))
             shape = [1] * value.ndim
             shape[0], shape[axis] = gate.shape
-            plain[layer.name] = (values, name, value)
-            values[name] = value * gate.view(shape)
-            gates.append((layer, gate))
+            return gate.view(shape)
 
-        def open_again(name: str, _: Any) -> None:
-            if name in plain:
-                values, source, original = plain.pop(name)
-                values[source] = original
-
-        with torch.enable_grad():
-            values = self.program.run(dense, [part], on_layer=close, on_value=open_again)
-        return gates, values
+        logits = checked_logits(self.program, run_gated(self.program, images, gate_of))
+        if int(labels.max()) >= logits.shape[1]:
+            raise DataError(f"labels must lie below {logits.shape[1]}, the classes, but got {int(labels.max())}")
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        gradients = torch.autograd.grad(loss, [gate for _, gate in gates]) if gates else ()
+        return [(layer, gradient) for (layer, _), gradient in zip(gates, gradients, strict=True)]
 
 
 def _places(genes: IntArray, group: ChannelGroup) -> IntArray:

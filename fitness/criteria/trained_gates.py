@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fitness.criteria.contract import ChannelKnowledge
+from fitness.criteria.gating import checked_logits, run_gated
 from fitness.criteria.inputs import CriterionInput
-from fitness.program import FoldedLayer
-from search_spaces.errors import DataError, OptionError
+from fitness.folding import FoldedLayer
+from search_spaces.errors import OptionError
 from search_spaces.genome import FloatArray, IntArray
 
 #: A gate has been felt if its slope ever exceeded this share of the steepest one of that step.
@@ -159,29 +160,12 @@ def gated_logits(data: CriterionInput, gates: Tensor, images: Tensor) -> Tensor:
     Raises:
         DataError: The network's first output is no matrix of logits.
     """
-    program = data.program
-    dense = program.slice(program.space.all_ones()[0]).cast(torch.float32)
-    source_of = {step.layer.name: step.operation.args[0].name for step in program.steps if step.layer is not None}
-    ungated: dict[str, tuple[dict[str, Any], Tensor]] = {}
 
-    def close(layer: FoldedLayer, values: dict[str, Any]) -> None:
-        if layer.in_genes is None or not (layer.in_genes >= 0).any():
-            return
-        value = values[source_of[layer.name]]
-        ungated[layer.name] = (values, value)
-        axis = 1 if layer.kernel else value.ndim - 1
-        values[source_of[layer.name]] = value * _along(
-            per_channel(gates, layer.in_genes, value.shape[axis]), value, axis
-        )
+    def gate_of(layer: FoldedLayer, value: Tensor, axis: int) -> Tensor:
+        assert layer.in_genes is not None
+        return _along(per_channel(gates, layer.in_genes, value.shape[axis]), value, axis)
 
-    def open_again(name: str, _: Any) -> None:
-        if name in ungated:  # other readers gate what they read themselves
-            values, original = ungated.pop(name)
-            values[source_of[name]] = original
-
-    with torch.enable_grad():
-        values = program.run(dense, [images], on_layer=close, on_value=open_again, keep=program.layers)
-        return _checked(values[program.outputs[0]])
+    return checked_logits(data.program, run_gated(data.program, images, gate_of))
 
 
 def per_channel(gates: Tensor, genes: IntArray, n_channels: int) -> Tensor:
@@ -230,7 +214,7 @@ def mixed_logits(data: CriterionInput, gates: Tensor, images: Tensor, knockoffs:
 
     with torch.enable_grad():
         values = program.run(dense, [images], on_layer=remember, on_value=mix, keep=program.layers)
-        return _checked(values[program.outputs[0]])
+        return checked_logits(program, values)
 
 
 def global_cut(data: CriterionInput, scores: FloatArray) -> FloatArray:
@@ -260,15 +244,6 @@ def norm_scales(data: CriterionInput) -> FloatArray:
 def _along(factors: Tensor, value: Tensor, axis: int) -> Tensor:
     """Return ``factors`` ``(n,)`` shaped such that they multiply ``value`` along ``axis``."""
     return factors.reshape([-1 if dimension == axis else 1 for dimension in range(value.ndim)])
-
-
-def _checked(logits: Any) -> Tensor:
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise DataError(
-            "gates need a network whose first output is `(n, n_classes)` logits, but got "
-            f"{tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}; choose another criterion"
-        )
-    return logits
 
 
 def _is_felt(slope: Tensor) -> Tensor:

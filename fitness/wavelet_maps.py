@@ -1,0 +1,67 @@
+"""The feature maps that wavelet aggregation judges: those that the first reader of each channel group sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fitness.folding import FoldedLayer
+from fitness.program import Program
+from fitness.wavelet_transform import WaveletOptions
+from search_spaces.genome import IntArray
+
+
+def collect_maps(program: Program, inputs: Tensor, options: WaveletOptions) -> dict[int, npt.NDArray[np.float32]]:
+    """Return the maps ``(n_images, size, height, width)`` of every group that a layer reads."""
+    readers = _readers(program)
+    parts: dict[int, list[npt.NDArray[np.float32]]] = {}
+    held: dict[int, int] = {}
+
+    def record(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
+        for index, places in readers.get(layer.name, ()):
+            maps = _maps(values[program.input_of[layer.name]], layer, torch.from_numpy(places))
+            per_image = maps[0].numel() * maps.element_size()
+            n_left = max(1, options.max_bytes // max(per_image, 1)) - held.get(index, 0)
+            if n_left > 0:
+                held[index] = held.get(index, 0) + min(n_left, len(maps))
+                parts.setdefault(index, []).append(maps[:n_left].float().cpu().numpy())
+
+    dense = program.slice(program.space.all_ones()[0]).cast(inputs.dtype)
+    with torch.inference_mode():
+        for part in inputs.split(options.batch_size):
+            program.run(dense, [part], on_layer=record)
+    return {index: np.concatenate(batches) for index, batches in parts.items()}
+
+
+def _readers(program: Program) -> dict[str, list[tuple[int, IntArray]]]:
+    """Return, per layer, the groups that it reads first, with the input positions ``(size, m)`` of their genes."""
+    readers: dict[str, list[tuple[int, IntArray]]] = {}
+    found: set[int] = set()
+    for layer in program.layer_order():
+        if layer.in_genes is None:
+            continue
+        for index, group in enumerate(program.space.groups):
+            if index in found or group.start not in layer.in_genes:
+                continue
+            places = [np.flatnonzero(layer.in_genes == gene) for gene in range(group.start, group.stop)]
+            if layer.kernel:  # a gene that stands for several channels is judged by the first
+                places = [place[:1] for place in places]
+            found.add(index)
+            readers.setdefault(layer.name, []).append((index, np.stack(places)))
+    return readers
+
+
+def _maps(value: Tensor, layer: FoldedLayer, places: Tensor) -> Tensor:
+    if layer.kernel:
+        maps = value[:, places[:, 0]]
+        return maps.unsqueeze(2) if maps.ndim == 3 else maps.flatten(2, -2)
+    if value.ndim > 2:  # features last: the dimensions between are places
+        return value[..., places[:, 0]].movedim(-1, 1).flatten(2).unsqueeze(2)
+    side = int(places.shape[1] ** 0.5)
+    square = (side, side) if side * side == places.shape[1] else (1, places.shape[1])
+    return value[:, places].reshape(len(value), len(places), *square)

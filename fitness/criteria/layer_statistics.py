@@ -10,7 +10,8 @@ from fitness.criteria.contract import ChannelKnowledge
 from fitness.criteria.inputs import CriterionInput
 from fitness.statistics import StatisticsOptions
 from fitness.statistics_cache import cached_two_step
-from fitness.wavelet import WaveletAggregation, WaveletOptions
+from fitness.wavelet import WaveletAggregation
+from fitness.wavelet_transform import WaveletOptions
 
 #: Covariances beyond it are not kept; the widest layers are then ordered by E1, which takes seconds and not a minute.
 MAX_COVARIANCE_BYTES = 1 << 26

@@ -8,7 +8,8 @@ import pywt
 import torch
 
 from fitness.program import Program
-from fitness.wavelet import AGGREGATIONS, WaveletAggregation, WaveletEvaluator, WaveletOptions, transform
+from fitness.wavelet import WaveletAggregation, WaveletEvaluator
+from fitness.wavelet_transform import AGGREGATIONS, WaveletOptions, transform
 from search_spaces.errors import OptionError, UnknownNameError
 from search_spaces.genome import BoolArray
 from tests.fitness.networks import NETWORKS, program_of

@@ -6,13 +6,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fitness.criteria import CriterionInput
 from fitness.criteria.gates import FirstOrderTaylor, GroupFisher
 from search_spaces.errors import DataError
+from search_spaces.verification import randomise
 from tests.fitness.criteria.networks import data_of
+from tests.fitness.networks import images, prepared
 
 N_IMAGES = 4
 STEP = 1e-5
@@ -31,6 +33,25 @@ def gated_residual(model: torch.nn.Module, x: Tensor, gates: list[Tensor]) -> Te
     inner = model.inner(stem * outer_gate[:, None, None])  # type: ignore[operator]
     end = torch.relu(stem + model.outer(inner * inner_gate[:, None, None]))  # type: ignore[operator]
     return model.head(end.mean((2, 3)) * outer_gate)  # type: ignore[operator]
+
+
+class Branching(nn.Module):
+    """Its first convolution is read as it is, and through a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.plain, self.rectified = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Conv2d(6, 5, 3)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.stem(x)
+        return self.head((self.plain(stem) + self.rectified(torch.relu(stem))).mean((2, 3)))
+
+
+def gated_branches(model: torch.nn.Module, x: Tensor, gates: list[Tensor]) -> Tensor:
+    stem, gate = model.stem(x), gates[0][:, None, None]  # type: ignore[operator]
+    end = model.plain(stem * gate) + model.rectified(torch.relu(stem) * gate)  # type: ignore[operator]
+    return model.head(end.mean((2, 3)) * gates[1])  # type: ignore[operator]
 
 
 Gated = Callable[[torch.nn.Module, Tensor, list[Tensor]], Tensor]
@@ -60,6 +81,14 @@ def by_differences(data: CriterionInput, forward: Gated) -> np.ndarray:
 def test_gradient_is_that_of_a_gate_at_every_reader(name: str, forward: Gated) -> None:
     data = data_of(name, N_IMAGES)
     expected = by_differences(data, forward)
+    assert data.gate_gradients == pytest.approx(expected, rel=1e-3, abs=1e-5 * np.abs(expected).max())
+
+
+def test_a_value_that_is_also_read_through_a_relu_is_not_overwritten() -> None:
+    model = Branching()
+    randomise(model, seed=3)
+    data = CriterionInput(prepared(model)[1], images(N_IMAGES), torch.arange(N_IMAGES) % 3, model)
+    expected = by_differences(data, gated_branches)
     assert data.gate_gradients == pytest.approx(expected, rel=1e-3, abs=1e-5 * np.abs(expected).max())
 
 

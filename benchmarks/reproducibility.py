@@ -5,13 +5,13 @@ and resumed, and does the network that it hands back fill its budget?
 
 Varied: the network with its images and budget, the mode, and how it is run: inside one process; again; by two Ray
 workers; and killed (SIGKILL for the process and all that it started) as soon as a generation of a seeded choice has its
-first evaluation, then resumed; by one Ray worker, inside the process and by two workers in turn. Every run is a
-process of its own. They share a folder of caches, so that a network without weights is trained once.
+first evaluation, then resumed; its parts inside the process, by one Ray worker and by two, in a seeded order. Every run
+is a process of its own. They share a folder of caches, so that a network without weights is trained once.
 
 Compared, value by value and bit for bit: every evaluation (genome, rung, objective, metrics, and its place in the run),
 every generation's row, the figures of the result, the front, the sensitivity curves, and the weights that are handed
 back; not seconds. Budgets hold where the network costs no more, counted anew, and less is left than what a further
-channel costs in some group.
+channel costs in some group; mode ``pareto`` hands back the best of a front, which may cost less.
 
 The searches are short, VGG-16 has a quarter of its width, and of each split of the images the first ones alone are
 taken: whether runs are equal does not depend on how good they are. Cases that the results file holds already, under the
@@ -55,7 +55,9 @@ SMOKE_ARGS = {"width": 0.0625}
 SMOKE_IMAGES = 64
 #: Modes whose generations count per part of the network: more than one each would only take longer.
 FEWER_GENERATIONS = ("layerwise", "staged")
-_WORKERS_IN_TURN = ("1", "0", "2")
+#: Modes that hand back the best of a front, which may leave some of the budget.
+OF_A_FRONT = ("pareto",)
+_WORKERS = ("0", "1", "2")
 _LONGEST_RAY_FOLDER = 40  # its sockets lie in there, whose paths may have 107 characters
 
 
@@ -66,7 +68,7 @@ class Setting:
     population: int = 6
     generations: int = 2
     images: int = 32
-    train_epochs: int = 1
+    train_epochs: int = 8
     seed: int = 7
     n_kills: int = 2
 
@@ -131,14 +133,14 @@ def measure(case: Case, mode: str, setting: Setting, command_line: CommandLine, 
         row.seconds = command_line.run([*command, "--out", str(once)])
         first = read_run(once)
         row.n_evaluations = len(first.evaluations)
-        use = budget_use(once)
+        use = budget_use(once, has_to_fill=mode not in OF_A_FRONT)
         row.budget_share, row.budget_problem = use.share, use.problem
         command_line.run([*command, "--out", str(folder / "again")])
         row.twice = differences(first, read_run(folder / "again"))
         command_line.run([*command, "--out", str(folder / "workers"), "--workers", "2"])
         row.workers = differences(first, read_run(folder / "workers"))
-        moments = kill_moments(f"{case.network} {mode}", len(first.generations), setting)
-        row.killed_in = kill_and_resume(command_line, command, folder / "killed", moments)
+        moments, workers = kill_plan(f"{case.network} {mode}", len(first.generations), setting)
+        row.killed_in = kill_and_resume(command_line, command, folder / "killed", moments, workers)
         row.killed = differences(first, read_run(folder / "killed"))
         if row.killed_in != moments:
             row.error = f"killed in the generations {row.killed_in} instead of {moments}: the run ended before"
@@ -166,18 +168,21 @@ def search_command(case: Case, mode: str, setting: Setting) -> list[str]:
     return ["search", "--model", case.network, *case.options, *given, "--json"]
 
 
-def kill_moments(name: str, n_generations: int, setting: Setting) -> list[int]:
-    """Return a choice of generations, ascending, seeded by ``name`` too; all of them where they are few."""
+def kill_plan(name: str, n_generations: int, setting: Setting) -> tuple[list[int], list[str]]:
+    """Return in which generations a run is killed, ascending, and by how many workers its parts are evaluated in turn.
+
+    Both are a choice that is seeded by ``name`` too.
+    """
     rng = np.random.default_rng([setting.seed, *name.encode()])
     chosen = rng.choice(n_generations, min(setting.n_kills, n_generations), replace=False)
-    return sorted(int(generation) for generation in chosen)
+    return sorted(int(generation) for generation in chosen), [str(n) for n in rng.permutation(_WORKERS)]
 
 
 def kill_and_resume(
-    command_line: CommandLine, command: Sequence[str], run: Path, generations: Sequence[int]
+    command_line: CommandLine, command: Sequence[str], run: Path, generations: Sequence[int], workers: Sequence[str]
 ) -> list[int]:
     """Start a search, kill it in each of ``generations`` and resume it to its end; return those it was killed in."""
-    placed = itertools.cycle(_WORKERS_IN_TURN)
+    placed = itertools.cycle(workers)
     arguments, killed_in = [*command, "--out", str(run)], []
     for generation in generations:
         if not command_line.run_and_kill([*arguments, "--workers", next(placed)], run, generation):
@@ -222,16 +227,17 @@ def page(rows: Sequence[Row], conditions: Mapping[str, Any]) -> str:
     intro = (
         f"`python -m benchmarks.reproducibility`: in {good} of {len(rows)} cases all runs are equal, and what is "
         "handed back fills its budget. Each case is four runs of the command line: inside one process, again, by two "
-        "Ray workers, and killed by SIGKILL in the middle of the generations named and resumed to the end, by one "
-        "worker, inside the process and by two workers in turn. The searches are short, and VGG-16 has a quarter of "
-        "its width."
+        "Ray workers, and killed by SIGKILL in the middle of the generations named and resumed to the end, its parts "
+        "inside the process, by one worker and by two, in a seeded order. The searches are short, and VGG-16 has a "
+        "quarter of its width."
     )
     compared = (
         "Compared bit for bit: every evaluation with genome, rung, objective, metrics and place, every generation's "
         "row, the figures of `result.json`, `front.csv`, `sensitivity.csv`, `knowledge.json` and the weights in "
         "`best/`; times are left out. *cost / budget*: MACs of the network that is handed back, counted anew, as a "
-        "share of its budget; what is left is less than what one more channel costs in some group. *seconds*: of the "
-        "first run, process start, knowledge and tests included."
+        "share of its budget; what is left is less than what one more channel costs in some group, but in `pareto`, "
+        "which hands back the best of a front, however cheap. *seconds*: of the first run, process start, knowledge "
+        "and tests included, while other work shared the machine."
     )
     told = "Conditions: " + ", ".join(f"{name} {value}" for name, value in conditions.items()) + "."
     problems = [f"* {row.network}, {row.mode}: {'; '.join(row.problems())}" for row in rows if row.problems()]

@@ -127,10 +127,14 @@ class BudgetUse:
     problem: str = ""
 
 
-def budget_use(path: Path) -> BudgetUse:
+def budget_use(path: Path, *, has_to_fill: bool) -> BudgetUse:
     """Return how the network in ``best/`` of the finished run ``path`` uses the run's budgets.
 
     The costs are counted anew from the genome of the artefact.
+
+    Args:
+        path: A run directory.
+        has_to_fill: Whether it is a problem that a further channel fits into every group.
 
     Raises:
         RunDirectoryError: The run is damaged.
@@ -144,10 +148,18 @@ def budget_use(path: Path) -> BudgetUse:
     space = description.space.trace(model, record.input_shape, verify=False)
     genome = unpack_genome(bytes.fromhex(description.genome.packed), space.n_genes)
     recorded = {figures.metric: figures.cost for figures in result.budgets}
-    return use_of(space, genome, {figures.metric: figures.limit for figures in result.budgets}, recorded)
+    limits = {figures.metric: figures.limit for figures in result.budgets}
+    return use_of(space, genome, limits, recorded, has_to_fill=has_to_fill)
 
 
-def use_of(space: SearchSpace, genome: BoolArray, limits: Mapping[str, int], recorded: Mapping[str, int]) -> BudgetUse:
+def use_of(
+    space: SearchSpace,
+    genome: BoolArray,
+    limits: Mapping[str, int],
+    recorded: Mapping[str, int],
+    *,
+    has_to_fill: bool = True,
+) -> BudgetUse:
     """Return how ``genome`` ``(n_genes,)`` uses ``limits``, in whole units by metric.
 
     They hold from below within one channel group where no cost is above its limit, and what is left of one of them is
@@ -158,6 +170,7 @@ def use_of(space: SearchSpace, genome: BoolArray, limits: Mapping[str, int], rec
         genome: Of the network.
         limits: At least one; costs that the space knows.
         recorded: The costs that the run says, by metric.
+        has_to_fill: Whether it is a problem that much is left.
     """
     costs = {metric: int(space.cost(metric, genome[None])[0]) for metric in limits}
     share = max(costs[metric] / limit for metric, limit in limits.items())
@@ -167,7 +180,11 @@ def use_of(space: SearchSpace, genome: BoolArray, limits: Mapping[str, int], rec
         if costs[metric] > limit:
             return BudgetUse(share, f"{metric} are {costs[metric]}, above the limit of {limit}")
     larger = _with_one_more(space, genome)
-    if not len(larger) or any((space.costs[metric](larger) > limit).any() for metric, limit in limits.items()):
+    if (
+        not has_to_fill
+        or not len(larger)
+        or any((space.costs[metric](larger) > limit).any() for metric, limit in limits.items())
+    ):
         return BudgetUse(share)
     left = ", ".join(f"{limit - costs[metric]} of {limit} {metric}" for metric, limit in limits.items())
     return BudgetUse(share, f"{left} are left: room for a further channel in each of {len(larger)} groups")

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from benchmarks import reproducibility
-from benchmarks.reproducibility import Case, Row, Setting, few_images, kill_and_resume, kill_moments, page, table
+from benchmarks.reproducibility import Case, Row, Setting, few_images, kill_and_resume, kill_plan, page, table
 from benchmarks.reproducibility_compare import differences, named, read_run, use_of
 from benchmarks.reproducibility_runs import (
     CommandError,
@@ -170,6 +170,7 @@ def test_a_repaired_genome_fills_its_budget_and_one_with_room_does_not(space: Se
     assert (
         problem == f"{dearest} of {macs + dearest} macs are left: room for a further channel in each of {n_open} groups"
     )
+    assert use_of(space, genome, {"macs": macs + dearest}, {"macs": macs}, has_to_fill=False).problem == ""
     n_params = int(space.n_params(genome[None])[0])  # the other budget is full
     both = use_of(space, genome, {"macs": 2 * macs, "params": n_params}, {"macs": macs, "params": n_params})
     assert both.problem == ""
@@ -229,7 +230,7 @@ class Recorder:
 
 def test_a_run_is_resumed_after_every_kill() -> None:
     recorder = Recorder(end=9)
-    assert kill_and_resume(cast(Any, recorder), ["search"], Path("RUN"), [0, 2, 5]) == [0, 2, 5]
+    assert kill_and_resume(cast(Any, recorder), ["search"], Path("RUN"), [0, 2, 5], ["1", "0", "2"]) == [0, 2, 5]
     assert recorder.commands == [
         "search --out RUN --workers 1 !0",
         "resume RUN --json --workers 0 !2",
@@ -237,16 +238,20 @@ def test_a_run_is_resumed_after_every_kill() -> None:
         "resume RUN --json --workers 1",
     ]
     recorder = Recorder(end=2)
-    assert kill_and_resume(cast(Any, recorder), ["search"], Path("RUN"), [0, 2]) == [0]
+    assert kill_and_resume(cast(Any, recorder), ["search"], Path("RUN"), [0, 2], ["0", "1"]) == [0]
     assert len(recorder.commands) == 2
 
 
 def test_kills_are_a_seeded_choice() -> None:
-    assert kill_moments("x", 2, Setting(n_kills=3)) == [0, 1]
-    moments = kill_moments("x", 40, Setting(n_kills=3))
-    assert moments == sorted(set(moments)) == kill_moments("x", 40, Setting(n_kills=3))
+    setting = Setting(n_kills=3)
+    assert kill_plan("x", 2, setting)[0] == [0, 1]
+    moments, workers = kill_plan("x", 40, setting)
+    assert (moments, workers) == kill_plan("x", 40, setting)
+    assert moments == sorted(set(moments))
     assert len(moments) == 3
-    assert moments != kill_moments("x", 40, replace(Setting(n_kills=3), seed=8))
+    assert sorted(workers) == ["0", "1", "2"]
+    assert moments != kill_plan("x", 40, replace(setting, seed=8))[0]
+    assert moments != kill_plan("y", 40, setting)[0]
 
 
 # ---------------------------------------------------------------------- the page

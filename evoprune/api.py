@@ -341,9 +341,12 @@ def inspect(
         OptionError: An option breaks its rule; a name is unknown (:class:`UnknownNameError`).
         WeightsError: The weights cannot be read, or do not fit the network.
         TraceError: The network cannot be traced.
+        RunDirectoryError: ``drawing`` cannot be written.
     """
     name = _name_of(model)
     resolved = resolve_options(NetworkOptions, {**options, "model": name})
+    if drawing is not None:
+        check_writable(Path(drawing))
     space, shape = trace_network(resolved, None if isinstance(model, str) else model, n_classes)
     title = name.removeprefix(OBJECT)
     if drawing is not None:

@@ -199,6 +199,15 @@ class SearchOptions(NetworkOptions):
         return self
 
     @model_validator(mode="after")
+    def _widths_are_a_phase(self) -> SearchOptions:
+        if self.width_phase > self.n_generations:
+            raise ValueError(
+                f"`width_phase <= n_generations` must hold, since it is a part of them, but got {self.width_phase} and "
+                f"{self.n_generations}; lower it, or give a share such as 0.25"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fronts_have_hypervolumes(self) -> SearchOptions:
         if self.min_hypervolume_gain is not None and self.mode != "pareto":
             raise ValueError(

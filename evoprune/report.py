@@ -20,7 +20,7 @@ from evoprune.budget import LATENCY, format_cost
 from evoprune.course import RunSnapshot, read_snapshot
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.finishing import SENSITIVITY_FILE
-from evoprune.run_directory import RunDirectory, read_json, write_atomically
+from evoprune.run_directory import RunDirectory, check_writable, read_json, write_atomically
 from search_spaces.errors import EvoPruneError, OptionError, RunDirectoryError
 
 _TEMPLATE = "plotly_white"
@@ -70,6 +70,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     path = directory.path / "report.html" if out is None else Path(out)
     if not path.parent.is_dir():
         raise RunDirectoryError(f"the report needs a folder that exists, but {str(path.parent)!r} does not; make it")
+    check_writable(path)
     write_atomically(path, render_report(directory).encode())
     return path
 

@@ -101,11 +101,7 @@ class RunDirectory:
             RunDirectoryError: ``path`` is a file or a folder with content, or cannot be written.
         """
         _refuse_existing(path)
-        parent = next(folder for folder in [path.absolute(), *path.absolute().parents] if folder.exists())
-        try:
-            Path(tempfile.mkdtemp(prefix=".evoprune-", dir=parent)).rmdir()
-        except OSError as error:
-            raise _unwritable(path, error) from error
+        check_folder(path)
 
     @classmethod
     def create(cls, path: Path, *, options: Mapping[str, Any], hashes: Mapping[str, str]) -> RunDirectory:
@@ -328,6 +324,19 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def check_folder(path: Path) -> None:
+    """Check that the folder ``path``, which need not exist, can be written to, and leave nothing behind.
+
+    Raises:
+        RunDirectoryError: It cannot.
+    """
+    parent = next(folder for folder in [path.absolute(), *path.absolute().parents] if folder.exists())
+    try:
+        Path(tempfile.mkdtemp(prefix=".evoprune-", dir=parent)).rmdir()
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def check_writable(path: Path) -> None:

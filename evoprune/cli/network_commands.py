@@ -159,11 +159,13 @@ def export(
     from evoprune import api
     from evoprune.exporting import check_formats
     from evoprune.exporting import export as export_artefact
+    from evoprune.run_directory import check_folder
 
     names = tuple(formats or ("safetensors",))
     check_formats(names)
     artefact, target = run, out or run / "export"
     if budget is not None:
+        check_folder(target)  # or a picked network would stay behind
         with rich_observer() as observer:
             artefact = api.pick(run, budget, observer=observer).artefact
         target = out or run / artefact.name.replace("pick", "export", 1)

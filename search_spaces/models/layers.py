@@ -5,9 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from search_spaces.errors import OptionError
+
 
 def scaled(n_channels: int, width: float) -> int:
-    """Return ``n_channels * width``, rounded, and at least 1."""
+    """Return ``n_channels * width``, rounded, and at least 1.
+
+    Raises:
+        OptionError: ``width`` is not positive.
+    """
+    if not width > 0:
+        raise OptionError(f"`width > 0` must hold, but got {width}; 1 is the published width")
     return max(1, round(n_channels * width))
 
 

@@ -82,6 +82,7 @@ SEARCHES = [
     (["--seed-share", "0.9", "--random-share", "0.5"], "but got 0.9 and 0.5; lower one of them"),
     (["--address", "auto"], "got address='auto' and workers=0; give the number of workers too"),
     (["--workers", "-1"], "`workers`: input should be greater than or equal to 0, but got -1"),
+    (["--width-phase", "2"], "`width_phase <= n_generations` must hold, since it is a part of them, but got 2 and 1"),
 ]
 
 
@@ -163,6 +164,9 @@ def test_networks_are_not_written_over_what_is_something_else(finished: Path, tm
     assert "must not overwrite its source" in refused(run("export", finished, "--out", finished / "best"))
     assert "but --out is the run" in refused(run("export", finished, "--out", finished))
     assert "must be a writable folder" in refused(run("export", finished, "--out", "thesis.tex"))
+    assert "must be writable" in refused(run("export", finished, "--budget", "0.5", "--out", "/proc/evoprune"))
+    assert "must be a file, but is a folder" in refused(run("inspect", *MODEL, "--drawing", "."))
+    assert "must be a file, but is a folder" in refused(run("report", finished, "--out", "."))
     assert content(finished) == before
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -176,3 +176,6 @@ def test_bad_arguments() -> None:
         build_model("resnet20", n_classes=0)
     with pytest.raises(OptionError, match=r"model 'resnet20' could not be built from .*wodth=2"):
         build_model("resnet20", model_args={"wodth": 2})
+    for width in (0, -1, float("nan")):
+        with pytest.raises(OptionError, match=r"`width > 0` must hold, but got"):
+            build_model("vgg16", model_args={"width": width})

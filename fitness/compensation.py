@@ -139,7 +139,8 @@ class _Target:
 class SequentialCompensation:
     """Re-solves the layers of sliced networks in order, from the pruned network's own activations.
 
-    The dense targets are computed once; each call runs the pruned network once over the calibration images.
+    The dense targets are computed once; each call runs the pruned network over the calibration images once, and no
+    further than the last layer that is solved.
     """
 
     def __init__(
@@ -238,14 +239,16 @@ class SequentialCompensation:
                 running.biases[layer.name] = tensors.biases[layer.name].to(dtype)
 
         inputs, env, start = ([self.inputs], None, 0) if prefix is None else ([], prefix.values, prefix.step)
+        end = self._end_of_solves(genome)
         with torch.inference_mode():
-            values = program.run(running, inputs, on_layer=solve, env=env, start=start, stop=pause_at)
+            stop = end if pause_at is None else pause_at
+            values = program.run(running, inputs, on_layer=solve, env=env, start=start, stop=stop)
             if pause_at is None:
                 return tensors, None
             env = alive_at(program, values, pause_at)
             del values
             solved = solved_before(program, tensors, pause_at)
-            program.run(running, [], on_layer=solve, env=env, start=pause_at)
+            program.run(running, [], on_layer=solve, env=env, start=pause_at, stop=end)
         return tensors, Prefix(pause_at, env, solved)
 
     def prefix(self, genome: BoolArray, open_genes: IntArray) -> Prefix:
@@ -264,6 +267,14 @@ class SequentialCompensation:
             return False
         assert layer.in_genes is not None
         return self.options.every_layer or not keep_mask(layer.in_genes, genome).all()
+
+    def _end_of_solves(self, genome: BoolArray) -> int:
+        """Return the step after the last layer that is solved; no activation behind it is of any use."""
+        for index in reversed(range(len(self.program.steps))):
+            layer = self.program.steps[index].layer
+            if layer is not None and self._is_solved(layer, genome):
+                return index + 1
+        return 0
 
     def _solve(self, layer: FoldedLayer, values: Mapping[str, Any], tensors: SlicedTensors) -> None:
         """Replace weight and bias of ``layer`` in ``tensors``, given the pruned network's ``values`` so far."""

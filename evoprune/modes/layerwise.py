@@ -9,7 +9,7 @@ References:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,7 +63,9 @@ class LayerwiseSearch(SequentialSearch):
         errors = [float(scores[g.start : g.stop][~self._planned[g.start : g.stop]].sum()) for g in space.groups]
         order = np.argsort(errors, kind="stable").tolist()
         parts = [Stage(space.groups[index].name, np.array([index], np.int64)) for index in order]
-        decisive = {"budgets": budgets, "n_layer_distillation_steps": self._n_distillation_steps}
+        decisive: dict[str, Any] = {"budgets": budgets}
+        if self._n_distillation_steps:
+            decisive["n_layer_distillation_steps"] = self._n_distillation_steps
         super().__init__(task, parts, task.config, decisive)
 
     def _make_plan(self) -> BoolArray:

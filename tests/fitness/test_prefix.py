@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from fitness.compensation import CompensationOptions
+from fitness.compensation import CompensationOptions, Prefix, SequentialCompensation
 from fitness.network import NETWORK_RUNG, NetworkEvaluator
 from fitness.options import FitnessOptions
 from fitness.prefix import Pause, PauseStack
-from fitness.program import Program
+from fitness.program import Program, SlicedTensors
 from search_spaces import SearchSpace, stages_of
 from search_spaces.genome import BoolArray
 from search_spaces.models import build_model
@@ -156,3 +156,35 @@ def test_the_pause_that_was_not_used_for_longest_goes_first() -> None:
 def test_options_refuse_a_negative_bound() -> None:
     with pytest.raises(ValueError, match="max_prefix_bytes >= 0"):
         dataclasses.replace(FitnessOptions(), max_prefix_bytes=-1)
+
+
+def test_calibration_images_go_no_further_than_the_last_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, program = setting("vgg16")
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    compensate = SequentialCompensation(program, images, CompensationOptions(n_positions=8))
+    count = _StepCount(program, monkeypatch)
+    genome, other = space.all_ones(2)
+    genome[space.groups[4].start] = other[space.groups[8].start] = False
+
+    def compensated(*arguments: Any) -> tuple[int, SlicedTensors, Prefix | None]:
+        before = count.n
+        tensors, prefix = compensate.paused(*arguments)
+        return count.n - before, tensors, prefix
+
+    assert compensated(space.all_ones()[0], None, None)[0] == 0
+    n_layers, tensors, _ = compensated(genome, None, None)
+    assert n_layers == 6  # that which makes the channel is the fifth, that which reads it the sixth
+    behind = int(program.first_steps[space.groups[8].start])
+    n_layers, paused, prefix = compensated(genome, None, behind)
+    assert n_layers == 8  # the pause is for others, who need what is alive there
+    both = genome & other
+    _, continued, _ = compensated(both, prefix, None)
+
+    monkeypatch.setattr(compensate, "_end_of_solves", lambda _: len(program.steps))
+    for found, whole in ((tensors, genome), (paused, genome), (continued, both)):
+        n_layers, expected, _ = compensated(whole, None, None)
+        assert n_layers == len(program.layers)
+        assert found.uncompensated == expected.uncompensated
+        for name in program.layers:
+            assert torch.equal(found.weights[name], expected.weights[name])
+            assert torch.equal(found.biases[name], expected.biases[name])

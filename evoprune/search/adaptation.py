@@ -14,16 +14,28 @@ _FLOOR = 0.3  # part of the trials that is shared out by the given weights, what
 _PRIOR = 4.0  # trials of average success that every name begins with
 
 
+def match_probabilities(merit: FloatArray, least: FloatArray, rest: float) -> FloatArray:
+    """Return shares ``(n,)``: to each its ``least``, and of the ``rest`` a part in proportion to its merit.
+
+    Args:
+        merit: ``(n,)``, not negative and not all 0.
+        least: ``(n,)`` shares that are given whatever the merit.
+        rest: What they leave of 1.
+
+    References:
+        Thierens 2005, An adaptive pursuit strategy for allocating operator probabilities, Sec. 2.
+    """
+    return least + rest * merit / merit.sum()
+
+
 class SuccessShares:
-    """Shares trials among names in proportion to how often they succeeded lately (probability matching).
+    """Shares trials among names in proportion to how often they succeeded lately (:func:`match_probabilities`).
+
+    The fading memory and the prior are ours.
 
     Args:
         weights: Relative frequency of every name, positive; what the shares are before anything is known.
         is_adaptive: Whether the shares follow success; they stay as they are given otherwise.
-
-    References:
-        Thierens 2005, An adaptive pursuit strategy for allocating operator probabilities, Sec. 2 (probability
-        matching); the fading memory and the prior are our reading.
     """
 
     def __init__(self, weights: Mapping[str, float], *, is_adaptive: bool = True) -> None:
@@ -50,7 +62,7 @@ class SuccessShares:
         matched = weights * quality
         if not matched.sum() > 0:
             return weights
-        return _FLOOR * weights + (1 - _FLOOR) * matched / matched.sum()
+        return match_probabilities(matched, _FLOOR * weights, 1 - _FLOOR)
 
     def learn(self, tried: IntArray, succeeded: IntArray) -> None:
         """Let one generation's trials count.

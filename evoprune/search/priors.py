@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evoprune.search.adaptation import match_probabilities
 from evoprune.search.guides import UNGUIDED, Guide, Prior, guide_of, learned_guide_of
 from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
@@ -87,7 +88,7 @@ class PriorMixture:
         if n_priors == 0:
             return np.ones(1)
         quality = (self._credit / self._n_children) ** 2
-        matched = _LEAST / n_priors + (1 - _LEAST) * quality / quality.sum()
+        matched = match_probabilities(quality, np.full(n_priors, _LEAST / n_priors), 1 - _LEAST)
         return np.concatenate([[self._random_share], (1 - self._random_share) * matched])
 
     def draw(self, n: int, *, rng: np.random.Generator) -> IntArray:

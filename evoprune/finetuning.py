@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from evoprune.optimisation import GradientRecipe, History, OnProgress, fit
 from fitness.data import ImageBatch, ImageData
 from fitness.gradients import autocast, distillation_loss, first_logits
-from search_spaces.errors import OptionError
+from search_spaces.errors import OptionError, check_rules
 
 _LEARNING_RATE = 0.02
 _LEARNING_RATE_PER_EPOCH = 0.005
@@ -51,10 +51,12 @@ class FinetuningRecipe(GradientRecipe):
             OptionError: A value breaks its rule.
         """
         super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise OptionError(f"`0 < temperature < inf` must hold, but got {self.temperature}")
-        if not 0 <= self.alpha <= 1:
-            raise OptionError(f"`0 <= alpha <= 1` must hold, but got {self.alpha}")
+        check_rules(
+            [
+                ("0 < temperature < inf", 0 < self.temperature < math.inf, self.temperature),
+                ("0 <= alpha <= 1", 0 <= self.alpha <= 1, self.alpha),
+            ]
+        )
 
 
 @dataclass(frozen=True)

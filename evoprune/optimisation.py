@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fitness.data import ImageBatch, ImageData, ImageSplit, crop_and_flip, normalise
 from fitness.gradients import Descent, autocast
-from search_spaces.errors import EvoPruneError, OptionError
+from search_spaces.errors import EvoPruneError, check_rules
 
 # inputs (n, C, H, W) float32 and the batch that they came from -> scalar loss
 BatchLoss = Callable[[Tensor, ImageBatch], Tensor]
@@ -60,18 +60,17 @@ class GradientRecipe:
         Raises:
             OptionError: A value breaks its rule.
         """
-        rules = (
-            ("epochs >= 1", self.epochs >= 1, self.epochs),
-            ("batch_size >= 2", self.batch_size >= 2, self.batch_size),
-            ("0 < learning_rate < inf", 0 < self.learning_rate < math.inf, self.learning_rate),
-            ("0 <= momentum < 1", 0 <= self.momentum < 1, self.momentum),
-            ("0 <= weight_decay < inf", 0 <= self.weight_decay < math.inf, self.weight_decay),
-            ("0 <= warm_up_share < 1", 0 <= self.warm_up_share < 1, self.warm_up_share),
-            ("0 < max_gradient_norm", self.max_gradient_norm > 0, self.max_gradient_norm),
+        check_rules(
+            [
+                ("epochs >= 1", self.epochs >= 1, self.epochs),
+                ("batch_size >= 2", self.batch_size >= 2, self.batch_size),
+                ("0 < learning_rate < inf", 0 < self.learning_rate < math.inf, self.learning_rate),
+                ("0 <= momentum < 1", 0 <= self.momentum < 1, self.momentum),
+                ("0 <= weight_decay < inf", 0 <= self.weight_decay < math.inf, self.weight_decay),
+                ("0 <= warm_up_share < 1", 0 <= self.warm_up_share < 1, self.warm_up_share),
+                ("0 < max_gradient_norm", self.max_gradient_norm > 0, self.max_gradient_norm),
+            ]
         )
-        for rule, holds, value in rules:
-            if not holds:
-                raise OptionError(f"`{rule}` must hold, but got {value}")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from fitness.folding import FoldedLayer, keep_mask
 from fitness.program import Program, SlicedTensors
 from fitness.regression import Regression, from_rows, gather_outputs, gather_patches, sample_positions, to_rows
-from search_spaces.errors import OptionError
+from search_spaces.errors import check_rules
 from search_spaces.genome import BoolArray, IntArray
 from search_spaces.graph import Ref
 
@@ -55,15 +55,15 @@ class CompensationOptions:
         Raises:
             OptionError: A value is out of its range.
         """
-        rules = (
-            ("n_positions >= 1", self.n_positions >= 1, self.n_positions),
-            ("max_multiplications > 0", self.max_multiplications > 0, self.max_multiplications),
-            ("damping > 0", self.damping > 0, self.damping),
-            ("n_rectified_passes >= 0", self.n_rectified_passes >= 0, self.n_rectified_passes),
+        check_rules(
+            [
+                ("n_positions >= 1", self.n_positions >= 1, self.n_positions),
+                ("max_multiplications > 0", self.max_multiplications > 0, self.max_multiplications),
+                ("damping > 0", self.damping > 0, self.damping),
+                ("n_rectified_passes >= 0", self.n_rectified_passes >= 0, self.n_rectified_passes),
+            ],
+            purpose="a solve",
         )
-        for rule, holds, value in rules:
-            if not holds:
-                raise OptionError(f"`{rule}` must hold for a solve, but got {value}; leave it out for the default")
 
     def positions_per_image(self, n_images: int, n_regressors: int) -> int:
         """Return how many positions of each image a layer with ``n_regressors`` input weights per output samples.

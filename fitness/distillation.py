@@ -25,7 +25,7 @@ from fitness.network import JudgedImages, judge
 from fitness.options import OBJECTIVES
 from fitness.program import Program, SlicedTensors
 from fitness.writeback import compensated_model
-from search_spaces.errors import OptionError, UnknownNameError
+from search_spaces.errors import OptionError, UnknownNameError, check_rules
 from search_spaces.genome import BoolArray, genome_digest
 
 DISTILLATION_RUNG = "distill"
@@ -72,21 +72,26 @@ class DistillationOptions:
         """
         if self.objective not in OBJECTIVES:
             raise UnknownNameError("objective", self.objective, OBJECTIVES)
-        for rule, holds, value in (
-            ("n_steps >= 0", self.n_steps >= 0, self.n_steps),
-            ("batch_size >= 2", self.batch_size >= 2, self.batch_size),
-            ("0 < learning_rate < inf", 0 < self.learning_rate < math.inf, self.learning_rate),
-            ("0 < temperature < inf", 0 < self.temperature < math.inf, self.temperature),
-            ("0 < objective_temperature < inf", 0 < self.objective_temperature < math.inf, self.objective_temperature),
-            ("0 <= alpha <= 1", 0 <= self.alpha <= 1, self.alpha),
-            ("0 <= momentum < 1", 0 <= self.momentum < 1, self.momentum),
-            ("0 <= weight_decay < inf", 0 <= self.weight_decay < math.inf, self.weight_decay),
-            ("0 <= warm_up_share < 1", 0 <= self.warm_up_share < 1, self.warm_up_share),
-            ("max_gradient_norm > 0", self.max_gradient_norm > 0, self.max_gradient_norm),
-            ("seed >= 0", self.seed >= 0, self.seed),
-        ):
-            if not holds:
-                raise OptionError(f"`{rule}` must hold for distillation, but got {value}; leave it out for the default")
+        check_rules(
+            [
+                ("n_steps >= 0", self.n_steps >= 0, self.n_steps),
+                ("batch_size >= 2", self.batch_size >= 2, self.batch_size),
+                ("0 < learning_rate < inf", 0 < self.learning_rate < math.inf, self.learning_rate),
+                ("0 < temperature < inf", 0 < self.temperature < math.inf, self.temperature),
+                (
+                    "0 < objective_temperature < inf",
+                    0 < self.objective_temperature < math.inf,
+                    self.objective_temperature,
+                ),
+                ("0 <= alpha <= 1", 0 <= self.alpha <= 1, self.alpha),
+                ("0 <= momentum < 1", 0 <= self.momentum < 1, self.momentum),
+                ("0 <= weight_decay < inf", 0 <= self.weight_decay < math.inf, self.weight_decay),
+                ("0 <= warm_up_share < 1", 0 <= self.warm_up_share < 1, self.warm_up_share),
+                ("max_gradient_norm > 0", self.max_gradient_norm > 0, self.max_gradient_norm),
+                ("seed >= 0", self.seed >= 0, self.seed),
+            ],
+            purpose="distillation",
+        )
 
 
 class DivergedError(OptionError):

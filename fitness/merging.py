@@ -25,7 +25,7 @@ from torch import Tensor
 from fitness.compensation import Prefix
 from fitness.folding import FoldedLayer, slice_layer
 from fitness.program import Program, SlicedTensors
-from search_spaces.errors import GenomeShapeError, OptionError, UnknownNameError
+from search_spaces.errors import GenomeShapeError, UnknownNameError, check_rules
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 
 MERGE_RULES = {
@@ -57,8 +57,7 @@ class MergeOptions:
         """
         if self.rule not in MERGE_RULES:
             raise UnknownNameError("merge rule", self.rule, MERGE_RULES)
-        if self.batch_size < 1:
-            raise OptionError(f"`batch_size >= 1` must hold, but got {self.batch_size}; leave it out for the default")
+        check_rules([("batch_size >= 1", self.batch_size >= 1, self.batch_size)])
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fitness.compensation import shortcut_partners
 from fitness.folding import FoldedLayer
 from fitness.planar import PlanarLayer, planar
 from fitness.program import Program
-from search_spaces.errors import OptionError
+from search_spaces.errors import check_rules
 from search_spaces.genome import FloatArray, IntArray
 from search_spaces.groups import KEPT
 
@@ -53,11 +53,14 @@ class StatisticsOptions:
         Raises:
             OptionError: A count is not positive.
         """
-        for rule in ("n_positions", "batch_size", "n_sketches"):
-            if getattr(self, rule) < 1:
-                raise OptionError(f"`{rule} >= 1` must hold, but got {getattr(self, rule)}")
-        if self.max_bytes < 0:
-            raise OptionError(f"`max_bytes >= 0` must hold, but got {self.max_bytes}")
+        check_rules(
+            [
+                ("n_positions >= 1", self.n_positions >= 1, self.n_positions),
+                ("batch_size >= 1", self.batch_size >= 1, self.batch_size),
+                ("n_sketches >= 1", self.n_sketches >= 1, self.n_sketches),
+                ("max_bytes >= 0", self.max_bytes >= 0, self.max_bytes),
+            ]
+        )
 
 
 #: Of a search. Larger covariances are not kept: the widest layers are then ordered by E1, which takes seconds and not a

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pywt
 
-from search_spaces.errors import OptionError, UnknownNameError
+from search_spaces.errors import UnknownNameError, check_rules
 from search_spaces.genome import FloatArray
 
 AGGREGATIONS = {
@@ -58,15 +58,15 @@ class WaveletOptions:
         ):
             if name not in valid:
                 raise UnknownNameError(kind, name, valid)
-        for rule, holds, value in (
-            ("level >= 1", self.level >= 1, self.level),
-            ("0 <= discrimination < inf", 0 <= self.discrimination < np.inf, self.discrimination),
-            ("0 <= saving < inf", 0 <= self.saving < np.inf, self.saving),
-            ("max_bytes >= 1", self.max_bytes >= 1, self.max_bytes),
-            ("batch_size >= 1", self.batch_size >= 1, self.batch_size),
-        ):
-            if not holds:
-                raise OptionError(f"`{rule}` must hold, but got {value}")
+        check_rules(
+            [
+                ("level >= 1", self.level >= 1, self.level),
+                ("0 <= discrimination < inf", 0 <= self.discrimination < np.inf, self.discrimination),
+                ("0 <= saving < inf", 0 <= self.saving < np.inf, self.saving),
+                ("max_bytes >= 1", self.max_bytes >= 1, self.max_bytes),
+                ("batch_size >= 1", self.batch_size >= 1, self.batch_size),
+            ]
+        )
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,22 @@ class UnknownNameError(OptionError, LookupError):
         super().__init__(f"unknown {kind} {name!r}; {hint}valid: {', '.join(valid)}")
 
 
+def check_rules(rules: Iterable[tuple[str, bool, object]], *, purpose: str = "") -> None:
+    """Check options that have defaults.
+
+    Args:
+        rules: As many as wanted: the rule as it is told, whether it holds, and the value.
+        purpose: What the options are for, such as ``a search``.
+
+    Raises:
+        OptionError: A rule does not hold; the message is about the first such one.
+    """
+    for rule, holds, value in rules:
+        if not holds:
+            place = f" for {purpose}" if purpose else ""
+            raise OptionError(f"`{rule}` must hold{place}, but got {value}; leave it out for the default")
+
+
 class TraceError(EvoPruneError, RuntimeError):
     """A network could not be turned into a channel graph."""
 

@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from search_spaces.cost import made_axis
-from search_spaces.errors import OptionError
+from search_spaces.errors import check_rules
 from search_spaces.genome import BoolArray, FloatArray
 from search_spaces.latency import DTYPE_NAMES, Conditions, LatencyTable, LayerTable, bytes_per_slice
 from search_spaces.layer_calls import LayerCall, layer_calls, network_digest
@@ -58,17 +58,17 @@ class MeasurementOptions:
         Raises:
             OptionError: One is out of its range.
         """
-        checks = [
-            ("batch_size >= 1", self.batch_size >= 1, self.batch_size),
-            ("n_threads >= 1", self.n_threads >= 1, self.n_threads),
-            (f"dtype in ({', '.join(DTYPES)})", self.dtype in DTYPES, self.dtype),
-            ("n_rounds >= 1", self.n_rounds >= 1, self.n_rounds),
-            ("max_points >= 2", self.max_points >= 2, self.max_points),
-            ("n_networks >= 3", self.n_networks >= 3, self.n_networks),
-        ]
-        for rule, holds, value in checks:
-            if not holds:
-                raise OptionError(f"`{rule}` must hold for a measurement of latency, but got {value}")
+        check_rules(
+            [
+                ("batch_size >= 1", self.batch_size >= 1, self.batch_size),
+                ("n_threads >= 1", self.n_threads >= 1, self.n_threads),
+                (f"dtype in ({', '.join(DTYPES)})", self.dtype in DTYPES, self.dtype),
+                ("n_rounds >= 1", self.n_rounds >= 1, self.n_rounds),
+                ("max_points >= 2", self.max_points >= 2, self.max_points),
+                ("n_networks >= 3", self.n_networks >= 3, self.n_networks),
+            ],
+            purpose="a measurement of latency",
+        )
 
 
 @dataclass(frozen=True)

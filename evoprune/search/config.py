@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evoprune.search.initialisation import InitialShares
-from search_spaces.errors import OptionError
+from search_spaces.errors import OptionError, check_rules
 
 
 @dataclass(frozen=True)
@@ -129,26 +129,26 @@ class SearchConfig:
             OptionError: A value is out of its range.
         """
         low, high = self.mutation_rates
-        checks = [
-            ("population_size >= 2", self.population_size >= 2, self.population_size),
-            ("n_offspring >= 1", self.n_offspring is None or self.n_offspring >= 1, self.n_offspring),
-            ("n_generations >= 0", self.n_generations >= 0, self.n_generations),
-            ("0 <= p_crossover <= 1", 0 <= self.p_crossover <= 1, self.p_crossover),
-            ("0 < mutation_rates[0] <= mutation_rates[1] <= 1", 0 < low <= high <= 1, self.mutation_rates),
-            ("0 <= random_share <= 1", 0 <= self.random_share <= 1, self.random_share),
-            ("0 < prior_temperature < inf", 0 < self.prior_temperature < float("inf"), self.prior_temperature),
-            ("0 <= p_guided <= 1", 0 <= self.p_guided <= 1, self.p_guided),
-            ("surrogate_factor >= 1", self.surrogate_factor >= 1, self.surrogate_factor),
-            ("n_best >= 1", self.n_best >= 1, self.n_best),
-            ("0 <= min_diversity <= 1", 0 <= self.min_diversity <= 1, self.min_diversity),
-            ("0 <= immigrant_share <= 1", 0 <= self.immigrant_share <= 1, self.immigrant_share),
-            ("width_generations >= 0", self.width_generations >= 0, self.width_generations),
-            ("mutations > 0", _are_weights(self.mutations), dict(self.mutations)),
-            ("crossovers > 0", _are_weights(self.crossovers), dict(self.crossovers)),
-        ]
-        for rule, holds, value in checks:
-            if not holds:
-                raise OptionError(f"`{rule}` must hold for a search, but got {value}; leave it out for the default")
+        check_rules(
+            [
+                ("population_size >= 2", self.population_size >= 2, self.population_size),
+                ("n_offspring >= 1", self.n_offspring is None or self.n_offspring >= 1, self.n_offspring),
+                ("n_generations >= 0", self.n_generations >= 0, self.n_generations),
+                ("0 <= p_crossover <= 1", 0 <= self.p_crossover <= 1, self.p_crossover),
+                ("0 < mutation_rates[0] <= mutation_rates[1] <= 1", 0 < low <= high <= 1, self.mutation_rates),
+                ("0 <= random_share <= 1", 0 <= self.random_share <= 1, self.random_share),
+                ("0 < prior_temperature < inf", 0 < self.prior_temperature < float("inf"), self.prior_temperature),
+                ("0 <= p_guided <= 1", 0 <= self.p_guided <= 1, self.p_guided),
+                ("surrogate_factor >= 1", self.surrogate_factor >= 1, self.surrogate_factor),
+                ("n_best >= 1", self.n_best >= 1, self.n_best),
+                ("0 <= min_diversity <= 1", 0 <= self.min_diversity <= 1, self.min_diversity),
+                ("0 <= immigrant_share <= 1", 0 <= self.immigrant_share <= 1, self.immigrant_share),
+                ("width_generations >= 0", self.width_generations >= 0, self.width_generations),
+                ("mutations > 0", _are_weights(self.mutations), dict(self.mutations)),
+                ("crossovers > 0", _are_weights(self.crossovers), dict(self.crossovers)),
+            ],
+            purpose="a search",
+        )
 
     @property
     def n_judged_offspring(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fitness.criteria.contract import ChannelKnowledge
 from fitness.criteria.inputs import CriterionInput
-from search_spaces.errors import OptionError
+from search_spaces.errors import check_rules
 from search_spaces.genome import BoolArray, FloatArray
 
 #: A map with less than this share of its mean square as variance counts as constant.
@@ -42,8 +42,7 @@ class MapCorrelation:
         Raises:
             OptionError: It lies outside of (0, 1].
         """
-        if not 0 < self.variance_share <= 1:
-            raise OptionError(f"`0 < variance_share <= 1` must hold, but got {self.variance_share}; pass 0.95")
+        check_rules([("0 < variance_share <= 1", 0 < self.variance_share <= 1, self.variance_share)])
 
     def compute(self, data: CriterionInput) -> ChannelKnowledge:
         """Return scores, pair similarities and widths.

@@ -14,7 +14,7 @@ from fitness.criteria.layer_statistics import MAX_COVARIANCE_BYTES
 from fitness.planar import planar
 from fitness.statistics import ConsumerStatistics, StatisticsOptions
 from fitness.statistics_cache import cached_statistics
-from search_spaces.errors import OptionError
+from search_spaces.errors import check_rules
 from search_spaces.genome import FloatArray, IntArray
 
 _N_HALVINGS = 20
@@ -85,15 +85,15 @@ class EntropicSparsification:
         Raises:
             OptionError: One is out of its range.
         """
-        for rule, holds, value in (
-            ("0 <= entropy < inf", 0 <= self.entropy < float("inf"), self.entropy),
-            ("0 < ridge < inf", 0 < self.ridge < float("inf"), self.ridge),
-            ("n_rounds >= 1", self.n_rounds >= 1, self.n_rounds),
-            ("n_steps >= 1", self.n_steps >= 1, self.n_steps),
-            ("max_columns >= 0", self.max_columns >= 0, self.max_columns),
-        ):
-            if not holds:
-                raise OptionError(f"`{rule}` must hold, but got {value}; leave it out for the default")
+        check_rules(
+            [
+                ("0 <= entropy < inf", 0 <= self.entropy < float("inf"), self.entropy),
+                ("0 < ridge < inf", 0 < self.ridge < float("inf"), self.ridge),
+                ("n_rounds >= 1", self.n_rounds >= 1, self.n_rounds),
+                ("n_steps >= 1", self.n_steps >= 1, self.n_steps),
+                ("max_columns >= 0", self.max_columns >= 0, self.max_columns),
+            ]
+        )
 
     def compute(self, data: CriterionInput) -> ChannelKnowledge:
         """Return ``C w`` of each gene, 1 = average, larger = more wanted: the mean over the layers that read it.

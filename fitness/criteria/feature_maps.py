@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fitness.criteria.contract import ChannelKnowledge
 from fitness.criteria.inputs import CriterionInput
-from search_spaces.errors import OptionError
+from search_spaces.errors import OptionError, check_rules
 from search_spaces.genome import FloatArray
 
 _RANGE = 1.0
@@ -113,8 +113,7 @@ class MapRank:
         Raises:
             OptionError: It is below 1.
         """
-        if self.n_images < 1:
-            raise OptionError(f"`n_images >= 1` must hold, but got {self.n_images}")
+        check_rules([("n_images >= 1", self.n_images >= 1, self.n_images)])
 
     def compute(self, data: CriterionInput) -> ChannelKnowledge:
         """Return scores, larger = more wanted, comparable within a group; 0 for groups that no layer reads."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fitness.criteria.contract import ChannelKnowledge
 from fitness.criteria.inputs import CriterionInput
-from search_spaces.errors import OptionError
+from search_spaces.errors import check_rules
 from search_spaces.genome import FloatArray, IntArray
 
 _CONSTANT = 1e-10
@@ -47,10 +47,12 @@ class HashBuckets:
         Raises:
             OptionError: One is not positive, or a hash has more bits than a whole number holds.
         """
-        if not 1 <= self.n_hyperplanes <= 62:
-            raise OptionError(f"`1 <= n_hyperplanes <= 62` must hold, but got {self.n_hyperplanes}; pass 8")
-        if self.n_images < 1:
-            raise OptionError(f"`n_images >= 1` must hold, but got {self.n_images}; leave it out for the default")
+        check_rules(
+            [
+                ("1 <= n_hyperplanes <= 62", 1 <= self.n_hyperplanes <= 62, self.n_hyperplanes),
+                ("n_images >= 1", self.n_images >= 1, self.n_images),
+            ]
+        )
 
     def compute(self, data: CriterionInput) -> ChannelKnowledge:
         """Return a class per bucket, and as ``merge`` the member of the bucket that is nearest to its mean.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fitness.criteria.contract import ChannelKnowledge
 from fitness.criteria.inputs import CriterionInput
-from search_spaces.errors import OptionError
+from search_spaces.errors import check_rules
 from search_spaces.genome import FloatArray
 
 _CONSTANT = 1e-6
@@ -52,9 +52,13 @@ class Information:
         Raises:
             OptionError: One is too small.
         """
-        for rule, least in (("n_bins", 2), ("n_entropy_images", 1), ("n_rank_images", 1)):
-            if getattr(self, rule) < least:
-                raise OptionError(f"`{rule} >= {least}` must hold, but got {getattr(self, rule)}")
+        check_rules(
+            [
+                ("n_bins >= 2", self.n_bins >= 2, self.n_bins),
+                ("n_entropy_images >= 1", self.n_entropy_images >= 1, self.n_entropy_images),
+                ("n_rank_images >= 1", self.n_rank_images >= 1, self.n_rank_images),
+            ]
+        )
 
     def compute(self, data: CriterionInput) -> ChannelKnowledge:
         """Return scores and widths.

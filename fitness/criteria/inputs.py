@@ -22,7 +22,7 @@ from fitness.criteria.gating import checked_logits, run_gated
 from fitness.folding import FoldedLayer
 from fitness.program import Program
 from search_spaces import SearchSpace
-from search_spaces.errors import DataError, OptionError
+from search_spaces.errors import DataError, check_rules
 from search_spaces.genome import FloatArray, IntArray
 from search_spaces.graph import Ref
 from search_spaces.groups import ChannelGroup
@@ -92,9 +92,7 @@ class CriterionInput:
                 f"labels must be {len(self.inputs)} classes counted from 0, one per image, but got shape "
                 f"{tuple(self.labels.shape)} of {self.labels.dtype}; leave them out to use the network's predictions"
             )
-        for rule in ("batch_size", "max_bytes"):
-            if getattr(self, rule) < 1:
-                raise OptionError(f"`{rule} >= 1` must hold, but got {getattr(self, rule)}")
+        check_rules((f"{n} >= 1", getattr(self, n) >= 1, getattr(self, n)) for n in ("batch_size", "max_bytes"))
 
     # ------------------------------------------------------------------ the space
 

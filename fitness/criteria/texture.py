@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fitness.criteria.contract import ChannelKnowledge, MaskFamily
 from fitness.criteria.inputs import CriterionInput
-from search_spaces.errors import OptionError
+from search_spaces.errors import check_rules
 from search_spaces.genome import FloatArray
 
 _EPSILON = 1e-7
@@ -60,8 +60,7 @@ class DynamicThreshold:
         Raises:
             OptionError: It is below 1.
         """
-        if self.n_dials < 1:
-            raise OptionError(f"`n_dials >= 1` must hold, but got {self.n_dials}")
+        check_rules([("n_dials >= 1", self.n_dials >= 1, self.n_dials)])
 
     def compute(self, data: CriterionInput) -> ChannelKnowledge:
         """Return scores, larger = more wanted and comparable over the network, and masks; no image is looked at."""

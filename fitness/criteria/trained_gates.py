@@ -17,7 +17,7 @@ from fitness.criteria.contract import ChannelKnowledge
 from fitness.criteria.gating import checked_logits, run_gated
 from fitness.criteria.inputs import CriterionInput
 from fitness.folding import FoldedLayer
-from search_spaces.errors import OptionError
+from search_spaces.errors import check_rules
 from search_spaces.genome import FloatArray, IntArray
 
 #: A gate has been felt if its slope ever exceeded this share of the steepest one of that step.
@@ -256,7 +256,5 @@ def _of_channels(data: CriterionInput, scores: Tensor | FloatArray) -> FloatArra
 
 
 def _check_positive(options: object, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if not 0 < value < float("inf"):
-            raise OptionError(f"`0 < {name} < inf` must hold, but got {value}; leave it out for the default")
+    values = [(name, getattr(options, name)) for name in names]
+    check_rules((f"0 < {name} < inf", 0 < value < float("inf"), value) for name, value in values)

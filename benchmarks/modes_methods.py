@@ -20,8 +20,9 @@ from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import Executor
 from evoprune.knowledge import Knowledge
 from evoprune.observer import SilentObserver
-from evoprune.options import SearchOptions, resolve_options
+from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation, prepare, resolve_device
+from evoprune.resolving import resolve_options
 from evoprune.run_directory import RunDirectory
 from evoprune.runner import run_search
 from evoprune.search import Repairer

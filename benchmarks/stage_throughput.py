@@ -33,8 +33,9 @@ import torch
 
 from benchmarks.modes import one_core, smoke_networks, versions
 from evoprune.observer import SilentObserver
-from evoprune.options import SearchOptions, resolve_options
+from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation, prepare, resolve_device
+from evoprune.resolving import resolve_options
 from evoprune.session import knowledge_of, make_search, plan_of, recipe_of
 from fitness.evaluation import Evaluator
 from fitness.network import NETWORK_RUNG

@@ -24,16 +24,10 @@ from evoprune.limits import record_limits, with_limits
 from evoprune.loggers import make_loggers
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
-from evoprune.options import (
-    FinetuneOptions,
-    LatencyOptions,
-    NetworkOptions,
-    SearchOptions,
-    resolve_options,
-    with_absolute_paths,
-)
+from evoprune.options import FinetuneOptions, LatencyOptions, NetworkOptions, SearchOptions
 from evoprune.picking import pick_network
 from evoprune.preparation import OBJECT, build_and_trace, prepare, resolve_device, trace_network
+from evoprune.resolving import resolve_options, with_absolute_paths
 from evoprune.result import EvaluationReport, FinetuneResult, PickResult, SearchResult
 from evoprune.run_directory import RunDirectory, check_writable, read_json, write_atomically, write_json
 from evoprune.session import plan_of, prepare_again, read_options, run_session, save_inputs

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from search_spaces.errors import BudgetError, OptionError, UnknownNameError
 
@@ -142,6 +142,19 @@ def parse_budgets(texts: Sequence[str], metric: str | None = None) -> tuple[Budg
             "leave the metric out"
         )
     return tuple(budgets.values())
+
+
+def budget_texts(budget: Any) -> Any:
+    """Return one or several budgets as a tuple of texts: from a text, a number, a list of them, or a mapping by metric.
+
+    Anything else comes back as it is, for the validation to refuse.
+    """
+    if isinstance(budget, Mapping):
+        return tuple(f"{metric}={value}" for metric, value in budget.items())
+    values = tuple(budget) if isinstance(budget, Sequence) and not isinstance(budget, str | bytes) else (budget,)
+    if any(isinstance(value, bool) or not isinstance(value, str | int | float) for value in values):
+        return budget
+    return tuple(str(value).strip() for value in values)
 
 
 def check_reachable(fraction: float, cost_dense: int, cost_range: tuple[int, int], metric: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from evoprune.checkpoint import CheckpointFolder
 from evoprune.modes import MODES
-from evoprune.options import SearchOptions, resolve_options
+from evoprune.options import SearchOptions
+from evoprune.resolving import resolve_options
 from evoprune.run_directory import RunDirectory, read_json, write_json
 from evoprune.stopping import (
     HypervolumeGain,

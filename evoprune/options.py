@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import secrets
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from evoprune.budget import LATENCY, METRICS, parse_budgets
-from evoprune.comparison import COMPARISONS
+from evoprune.budget import budget_texts
 from evoprune.finetuning import FinetuningRecipe, peak_learning_rate
-from evoprune.fitness_plan import FITNESSES
-from evoprune.knowledge import LEARNED, MIXTURE, Choice, parse_criteria
-from evoprune.modes import MODES
-from fitness.data import DATA
+from evoprune.knowledge import MIXTURE, Choice
 from fitness.options import FitnessOptions
-from search_spaces.errors import OptionError, UnknownNameError
 from search_spaces.latency_measurement import DTYPES
 
 FITNESS = FitnessOptions()
 FINETUNING = FinetuningRecipe()
-_N_SEED_BITS = 32
 #: Modes in which all genes evolve together.
 WHOLE_GENOME_MODES = ("global", "pareto")
 
@@ -275,27 +266,6 @@ class SearchOptions(NetworkOptions):
             n_distillation_steps=self.n_distillation_steps or FITNESS.n_distillation_steps,
         )
 
-    def check_latency_table(self) -> None:
-        """Check that there is a latency table where latency is budgeted, and nowhere else.
-
-        Raises:
-            OptionError: There is none, or there is one that nothing asks for.
-        """
-        is_budgeted = LATENCY in [budget.metric for budget in parse_budgets(self.budget, self.metric)]
-        if is_budgeted and self.latency_table is None:
-            same = f" --model-args '{json.dumps(self.model_args)}'" if self.model_args else ""
-            same += f" --input-shape {'x'.join(map(str, self.input_shape))}" if self.input_shape else ""
-            raise OptionError(
-                "a budget of latency needs a table of the device that the network is to run on, but got none; measure "
-                f"it there with `evoprune latency --model {self.model}{same} --out latency.json`, then search with "
-                "`--latency-table latency.json`"
-            )
-        if self.latency_table is not None and not is_budgeted:
-            raise OptionError(
-                f"a latency table serves a budget of latency, but got {str(self.latency_table)!r} and budgets "
-                f"{', '.join(self.budget)}; add for instance `--budget latency=0.5`, or leave the table out"
-            )
-
 
 class LatencyOptions(NetworkOptions):
     """Of which network a latency table is measured, and how."""
@@ -341,118 +311,3 @@ class FinetuneOptions(Options):
             temperature=self.temperature,
             alpha=self.alpha,
         )
-
-
-OptionsT = TypeVar("OptionsT", bound=Options)
-
-
-def draw_seed() -> int:
-    """Return a fresh master seed, for a user who gave none; it is recorded, so that the run can be repeated."""
-    return secrets.randbits(_N_SEED_BITS)
-
-
-def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
-    """Return validated options of ``kind``; a ``seed`` of None or none at all is drawn.
-
-    Raises:
-        BudgetError: The budget is malformed.
-        OptionError: Any other option breaks its rule, or is unknown; the message names all that do.
-    """
-    given = dict(values)
-    if "seed" in kind.model_fields and given.get("seed") is None:
-        given["seed"] = draw_seed()
-    # These have errors of their own kind, which a validation error would hide.
-    if isinstance(mode := given.get("mode", "global"), str) and mode not in MODES:
-        raise UnknownNameError("mode", mode, MODES)
-    if isinstance(fitness := given.get("fitness", "ladder"), str) and fitness not in FITNESSES:
-        raise UnknownNameError("fitness", fitness, FITNESSES)
-    if "budget" in kind.model_fields and given.get("budget") is None:
-        given["budget"] = MODES[mode].default_budget if isinstance(mode, str) else None
-    if isinstance(comparison := given.get("compare"), str) and comparison not in COMPARISONS:
-        raise UnknownNameError("comparison", comparison, COMPARISONS)
-    metric = given.get("metric")
-    if isinstance(metric, str) and metric not in METRICS:
-        raise UnknownNameError("metric", metric, METRICS)
-    texts = budget_texts(given.get("budget"))
-    if isinstance(texts, tuple) and isinstance(metric, str | None):
-        parse_budgets(texts, metric)
-    for name, learned in (("seed_with", ()), ("prior", LEARNED)):
-        if isinstance(criteria := given.get(name), str):
-            parse_criteria(criteria, learned)
-    try:
-        options = kind.model_validate(given)
-    except ValidationError as error:
-        problems = [_described(kind, problem) for problem in error.errors(include_url=False)]
-        raise OptionError("; ".join(dict.fromkeys(problems))) from None
-    if isinstance(options, SearchOptions):
-        _check_mode(options)
-        options.check_latency_table()
-    return options
-
-
-def _check_mode(options: SearchOptions) -> None:
-    """Refuse options that the mode would not read.
-
-    Raises:
-        OptionError: There is one.
-    """
-    for name, mode in MODES.items():
-        for option in mode.options:
-            if getattr(options, option) is not None and option not in MODES[options.mode].options:
-                raise OptionError(
-                    f"`{option}` is read in mode {name!r} only, but the mode is {options.mode!r}; leave one of them out"
-                )
-    if options.compare is not None and not MODES[options.mode].is_informed:
-        raise OptionError(
-            f"`compare` sets random search beside a search, but the mode {options.mode!r} is a baseline itself; leave "
-            "it out, or choose another mode"
-        )
-    if options.compare is not None and options.n_layer_distillation_steps:
-        raise OptionError(
-            "`compare` judges random cuts of the dense network, but with `n_layer_distillation_steps` candidates are "
-            "cuts of networks that were distilled in between, which random ones are not; leave one of them out"
-        )
-    budgets = parse_budgets(options.budget, options.metric)
-    if options.cost_weight is not None and any(not b.is_fraction or b.value < 1 for b in budgets):
-        raise OptionError(
-            f"`cost_weight` decides the ratio where there is no budget, but got cost_weight={options.cost_weight} and "
-            f"the budget {', '.join(options.budget)}; leave one of them out"
-        )
-
-
-def budget_texts(budget: Any) -> Any:
-    """Return one or several budgets as a tuple of texts: from a text, a number, a list of them, or a mapping by metric.
-
-    Anything else comes back as it is, for the validation to refuse.
-    """
-    if isinstance(budget, Mapping):
-        return tuple(f"{metric}={value}" for metric, value in budget.items())
-    values = tuple(budget) if isinstance(budget, Sequence) and not isinstance(budget, str | bytes) else (budget,)
-    if any(isinstance(value, bool) or not isinstance(value, str | int | float) for value in values):
-        return budget
-    return tuple(str(value).strip() for value in values)
-
-
-def with_absolute_paths(options: SearchOptions) -> SearchOptions:
-    """Return ``options`` with every path made absolute, so that a run can be continued from another folder."""
-    changes: dict[str, Any] = {
-        name: path.expanduser().absolute()
-        for name in ("weights", "data_root", "latency_table")
-        if (path := getattr(options, name)) is not None
-    }
-    kind, _, path = options.data.partition(":")
-    if path and f"{kind}:PATH" in DATA:
-        changes["data"] = f"{kind}:{Path(path).expanduser().absolute()}"
-    return options.model_copy(update=changes)
-
-
-def _described(kind: type[Options], problem: Any) -> str:
-    if not problem["loc"]:  # a rule about several options, whose message names them
-        return str(problem["msg"]).removeprefix("Value error, ")
-    name = str(problem["loc"][0])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown option `{name}`; valid: {', '.join(sorted(kind.model_fields))}"
-    field = kind.model_fields.get(name)
-    rule = problem["msg"].removeprefix("Value error, ")
-    purpose = f" ({name} = {field.description})" if field is not None and field.description else ""
-    return f"`{name}`: {rule[:1].lower()}{rule[1:]}, but got {problem['input']!r}{purpose}"

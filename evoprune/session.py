@@ -34,8 +34,9 @@ from evoprune.limits import stop_rules
 from evoprune.modes import MODES, SearchTask
 from evoprune.modes.layerwise import LayerwiseSearch
 from evoprune.observer import Observer
-from evoprune.options import SearchOptions, resolve_options
+from evoprune.options import SearchOptions
 from evoprune.preparation import OBJECT, DenseNetwork, Preparation, prepare, resolve_device
+from evoprune.resolving import resolve_options
 from evoprune.result import RungFigures, SearchResult
 from evoprune.run_directory import RunDirectory, write_json
 from evoprune.run_figures import Findings, run_result, rung_figures

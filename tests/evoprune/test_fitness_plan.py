@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from evoprune.fitness_plan import FITNESSES, check_fitness, ladder_plan, objective_name
-from evoprune.options import SearchOptions, resolve_options
+from evoprune.options import SearchOptions
+from evoprune.resolving import resolve_options
 from fitness.ladder import check_rung
 from search_spaces.errors import OptionError, UnknownNameError
 

@@ -13,7 +13,8 @@ import torch
 from evoprune import knowledge as module
 from evoprune.catalogue import catalogue
 from evoprune.knowledge import PRIOR_MIXTURE, SEED_MIXTURE, TWO_STEP, Choice, gather_knowledge, parse_criteria, prior_of
-from evoprune.options import SearchOptions, resolve_options
+from evoprune.options import SearchOptions
+from evoprune.resolving import resolve_options
 from evoprune.search import LadderPlan, Search, SearchConfig
 from fitness.criteria import CRITERIA, ChannelKnowledge, MaskFamily, shapley_values
 from fitness.recipe import EvaluatorRecipe, make_recipe

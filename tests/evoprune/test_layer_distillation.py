@@ -20,7 +20,8 @@ from evoprune import api
 from evoprune.execution import Executor, InProcessExecutor
 from evoprune.layer_distillation import FOLDER, DistilledNetworks, FollowingExecutor
 from evoprune.modes.layerwise import LayerwiseSearch
-from evoprune.options import SearchOptions, resolve_options
+from evoprune.options import SearchOptions
+from evoprune.resolving import resolve_options
 from evoprune.run_directory import RunDirectory
 from fitness.data import ImageData
 from fitness.data.images import MEAN, STD, in_memory_data

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from evoprune.options import FinetuneOptions, SearchOptions, resolve_options
+from evoprune.options import FinetuneOptions, SearchOptions
+from evoprune.resolving import resolve_options
 from search_spaces.errors import BudgetError, OptionError
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from evoprune.artefact import ArtefactError, check_replaceable, load, read_description, save_artefact
+from evoprune.artefact import ArtefactError, load, read_description
 from evoprune.budget import parse_budgets
 from evoprune.callbacks import Callback
 from evoprune.exporting import resolve_artefact
-from evoprune.finetuning import finetune as distil
+from evoprune.finetuned_run import finetune_run
 from evoprune.fitness_plan import check_fitness
 from evoprune.inspection import SpaceSummary, draw_space, summarise_space
-from evoprune.interruption import stop_if_asked
 from evoprune.latency_tables import LatencyReport, measure_and_check
 from evoprune.limits import record_limits, with_limits
 from evoprune.loggers import make_loggers
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
 from evoprune.options import FinetuneOptions, LatencyOptions, NetworkOptions, SearchOptions
-from evoprune.picking import pick_network
+from evoprune.picking import check_target, pick_network
 from evoprune.preparation import OBJECT, build_and_trace, prepare, resolve_device, trace_network
 from evoprune.resolving import resolve_options, with_absolute_paths
 from evoprune.result import EvaluationReport, FinetuneResult, PickResult, SearchResult
-from evoprune.run_directory import RunDirectory, check_writable, read_json, write_atomically, write_json
+from evoprune.run_directory import RunDirectory, check_writable, read_json, write_atomically
+from evoprune.run_paths import default_run_path, free_path
 from evoprune.session import plan_of, prepare_again, read_options, run_session, save_inputs
 from fitness.data import ImageData, load_data
 from search_spaces.errors import OptionError, RunDirectoryError
@@ -235,52 +234,7 @@ def finetune(
         raise ArtefactError(f"a finetuned network needs a folder of its own, but {target} exists; choose another --out")
     RunDirectory.check_available(target)  # before hours of training
     _, preparation = prepare_again(directory, observer, model=model, data=data)
-    images, dense = preparation.data, preparation.dense.model
-    small = load(directory.best_path, dense)
-    n_epochs_done = 0.0
-
-    def on_progress(epoch: int, n_epochs: int, step: int, n_steps: int, loss: float) -> None:
-        nonlocal n_epochs_done
-        if step == 1:
-            observer.on_stage("finetuning", n_steps)
-        stop_if_asked(observer, None, f"{epoch} of {n_epochs} epochs of finetuning")
-        n_epochs_done = n_epochs * step / n_steps
-        observer.on_step(step, {"epoch": epoch + 1, "loss": loss})
-
-    started = time.perf_counter()
-    finetuned = distil(
-        small,
-        dense,
-        images,
-        seed=resolved.seed,
-        recipe=resolved.recipe(),
-        device=device,
-        max_time_s=resolved.max_time_s,
-        on_progress=on_progress,
-    )
-    wall_s = time.perf_counter() - started
-    observer.on_stage("testing the networks", None)
-    before, after = (accuracy(net.to(device), images.test, images, device=device) for net in (small, finetuned.model))
-    description = description.model_copy(update={"finetuned_epochs": n_epochs_done})
-    save_artefact(target, finetuned.model, description)
-    result = FinetuneResult(
-        artefact=target,
-        run=directory.path,
-        seed=resolved.seed,
-        epochs=resolved.epochs,
-        epochs_done=n_epochs_done,
-        timed_out=finetuned.history.timed_out,
-        val_accuracy=finetuned.history.val_accuracy,
-        n_test_images=len(images.test),
-        test_accuracy_before=before,
-        test_accuracy=after,
-        macs=description.cost.macs,
-        n_params=description.cost.n_params,
-        wall_s=wall_s,
-        device=str(device),
-    )
-    write_json(target / "finetune.json", result.to_json())
-    return result
+    return finetune_run(directory, resolved, preparation, description, target, observer, device=device)
 
 
 def pick(
@@ -315,7 +269,7 @@ def pick(
     (parsed,) = parse_budgets([str(budget)], None if "=" in str(budget) else metric)
     name = f"pick-{str(budget).replace(' ', '')}"
     target = directory.path / name if out is None else Path(out)
-    _check_pick(directory, target)
+    check_target(directory, target)
     options, preparation = prepare_again(directory, observer or SilentObserver(), model=model, data=data)
     return pick_network(directory, options, preparation, parsed, plan_of(options, preparation).judge, target)
 
@@ -393,42 +347,6 @@ def latency(
         seed=_LATENCY_SEED,
         observer=observer,
     )
-
-
-def default_run_path(options: SearchOptions) -> Path:
-    """Return the first free one of ``runs/<model>-<data>-<seed>``, ``...-2``, ``...-3`` and so on."""
-    model = options.model.removeprefix(OBJECT).replace(":", "-")
-    data = options.data.removeprefix(OBJECT).partition(":")[0]
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{model}-{data}-{options.seed}")
-    return free_path(Path("runs") / name)
-
-
-def free_path(path: Path) -> Path:
-    """Return ``path``, or the first of ``path-2``, ``path-3`` and so on that does not exist."""
-    candidate, n = path, 1
-    while candidate.exists():
-        n += 1
-        candidate = path.with_name(f"{path.name}-{n}")
-    return candidate
-
-
-def _check_pick(run: RunDirectory, target: Path) -> None:
-    """Check, before anything is solved, that a picked network may be written to ``target``.
-
-    Raises:
-        OptionError: ``target`` is what ``result.json`` speaks of.
-        ArtefactError: It is something else than an artefact.
-        RunDirectoryError: It cannot be written.
-    """
-    if target.resolve() == run.best_path.resolve():
-        raise OptionError(
-            f"a picked network must not replace the one that result.json speaks of, but --out is {target}; name "
-            "another folder"
-            "folder"
-        )
-    check_replaceable(target)
-    if not target.exists():
-        RunDirectory.check_available(target)
 
 
 def _placed(options: SearchOptions, workers: int | None, address: str | None) -> SearchOptions:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evoprune.artefact import save_artefact
+from evoprune.artefact import check_replaceable, save_artefact
 from evoprune.budget import Budget
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
 from evoprune.finishing import describe, fitness_options
@@ -57,6 +57,24 @@ def pick_network(
         genome_digest=record.evaluation.digest,
         adaptation=fitness.compensation,
     )
+
+
+def check_target(run: RunDirectory, target: Path) -> None:
+    """Check, before anything is solved, that a picked network may be written to ``target``.
+
+    Raises:
+        OptionError: ``target`` is what ``result.json`` speaks of.
+        ArtefactError: It is something else than an artefact.
+        RunDirectoryError: It cannot be written.
+    """
+    if target.resolve() == run.best_path.resolve():
+        raise OptionError(
+            f"a picked network must not replace the one that result.json speaks of, but --out is {target}; name "
+            "another folder"
+        )
+    check_replaceable(target)
+    if not target.exists():
+        RunDirectory.check_available(target)
 
 
 def _best_within(run: RunDirectory, space: SearchSpace, metric: str, fraction: float, rung: str) -> StoredEvaluation:

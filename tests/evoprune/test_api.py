@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import evoprune
-from evoprune.api import default_run_path, free_path
 from evoprune.artefact import ArtefactError
 from evoprune.observer import SilentObserver
 from evoprune.options import SearchOptions
 from evoprune.preparation import resolve_device
 from evoprune.resolving import resolve_options
+from evoprune.run_paths import default_run_path, free_path
 from search_spaces.errors import BudgetError, OptionError, RunDirectoryError, WeightsError
 from search_spaces.models import hash_weights
 from tests.evoprune.tiny_data import bars, small_network

@@ -1,0 +1,91 @@
+"""The network of a run, trained on: what it learnt from the dense one, tested before and after, as an artefact."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from evoprune.artefact import Description, load, save_artefact
+from evoprune.finetuning import finetune
+from evoprune.interruption import stop_if_asked
+from evoprune.observer import Observer
+from evoprune.optimisation import accuracy
+from evoprune.options import FinetuneOptions
+from evoprune.preparation import Preparation
+from evoprune.result import FinetuneResult
+from evoprune.run_directory import RunDirectory, write_json
+
+
+def finetune_run(
+    run: RunDirectory,
+    options: FinetuneOptions,
+    preparation: Preparation,
+    description: Description,
+    target: Path,
+    observer: Observer,
+    *,
+    device: torch.device,
+) -> FinetuneResult:
+    """Write the network of ``run``, taught by its dense one, to ``target``, with its figures.
+
+    Args:
+        run: Its ``best`` is trained on; nothing of it is changed.
+        options: How to train.
+        preparation: The dense network and the images; test images are read before and after.
+        description: Of the network in ``best``.
+        target: Folder of the artefact.
+        observer: Hears of progress, and may stop the training; nothing is written then.
+        device: Where to train.
+
+    Raises:
+        ArtefactError: ``target`` cannot be written.
+        TrainingError: The loss became NaN or infinite.
+        InterruptedRunError: The observer asked to stop.
+    """
+    images, dense = preparation.data, preparation.dense.model
+    small = load(run.best_path, dense)
+    n_epochs_done = 0.0
+
+    def on_progress(epoch: int, n_epochs: int, step: int, n_steps: int, loss: float) -> None:
+        nonlocal n_epochs_done
+        if step == 1:
+            observer.on_stage("finetuning", n_steps)
+        stop_if_asked(observer, None, f"{epoch} of {n_epochs} epochs of finetuning")
+        n_epochs_done = n_epochs * step / n_steps
+        observer.on_step(step, {"epoch": epoch + 1, "loss": loss})
+
+    started = time.perf_counter()
+    finetuned = finetune(
+        small,
+        dense,
+        images,
+        seed=options.seed,
+        recipe=options.recipe(),
+        device=device,
+        max_time_s=options.max_time_s,
+        on_progress=on_progress,
+    )
+    wall_s = time.perf_counter() - started
+    observer.on_stage("testing the networks", None)
+    before, after = (accuracy(net.to(device), images.test, images, device=device) for net in (small, finetuned.model))
+    save_artefact(target, finetuned.model, description.model_copy(update={"finetuned_epochs": n_epochs_done}))
+    result = FinetuneResult(
+        artefact=target,
+        run=run.path,
+        seed=options.seed,
+        epochs=options.epochs,
+        epochs_done=n_epochs_done,
+        timed_out=finetuned.history.timed_out,
+        val_accuracy=finetuned.history.val_accuracy,
+        n_test_images=len(images.test),
+        test_accuracy_before=before,
+        test_accuracy=after,
+        macs=description.cost.macs,
+        n_params=description.cost.n_params,
+        wall_s=wall_s,
+        device=str(device),
+    )
+    write_json(target / "finetune.json", result.to_json())
+    return result

@@ -51,6 +51,7 @@ NETWORKS = {
     "resnet20": ({}, "cifar10", "0.5"),
     "resnet56": ({}, "cifar10", "0.5"),
 }
+USUAL = ("vgg16", "resnet20")
 SMOKE_ARGS = {"width": 0.0625}
 SMOKE_IMAGES = 64
 #: Modes whose generations count per part of the network: more than one each would only take longer.
@@ -242,7 +243,10 @@ def page(rows: Sequence[Row], conditions: Mapping[str, Any]) -> str:
     told = "Conditions: " + ", ".join(f"{name} {value}" for name, value in conditions.items()) + "."
     problems = [f"* {row.network}, {row.mode}: {'; '.join(row.problems())}" for row in rows if row.problems()]
     differing = ["", "## What differs", "", *problems] if problems else []
-    lines = ["# Same seed, same run", "", intro, "", compared, "", told, "", table(rows), *differing]
+    known = {(row.network, row.mode) for row in rows}
+    missing = [f"{network} {mode}" for network in USUAL for mode in MODES if (network, mode) not in known]
+    rest = ["", f"Not run for this page: {', '.join(missing)}."] if missing else []
+    lines = ["# Same seed, same run", "", intro, "", compared, "", told, "", table(rows), *rest, *differing]
     return "\n".join(lines) + "\n"
 
 
@@ -300,7 +304,7 @@ def _pair(item: str) -> tuple[str, str]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description="Does the same seed give the same run?")
-    parser.add_argument("--networks", default="vgg16,resnet20", help=f"some of {', '.join(NETWORKS)}")
+    parser.add_argument("--networks", default=",".join(USUAL), help=f"some of {', '.join(NETWORKS)}")
     parser.add_argument("--modes", default="", help="names of `evoprune list modes`; all by default")
     parser.add_argument("--weights", action="append", default=[], metavar="NETWORK=FILE", help="trained weights, each")
     parser.add_argument("--data", default="cifar10", help="images of networks for CIFAR-10: cifar10 or npz:FILE")
@@ -354,6 +358,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 document = {"conditions": conditions, "rows": [asdict(row) for row in rows]}
                 options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    order = list(MODES)
+    rows.sort(key=lambda row: (row.network, order.index(row.mode)))
     print("\n" + table(rows))
     if options.docs is not None:
         options.docs.write_text(page(rows, conditions), encoding="utf-8")

@@ -29,6 +29,7 @@ from benchmarks.reproducibility_runs import (
     session_members,
 )
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
+from evoprune.modes import MODES
 from evoprune.run_directory import RunDirectory, write_json
 from fitness.data import load_data
 from fitness.evaluation import Evaluation
@@ -267,6 +268,9 @@ def test_tables_and_pages_say_what_differs() -> None:
     assert "in 1 of 2 cases all runs are equal" in text
     assert "* resnet20, staged: two workers: evaluation 3: objective is 1 and 2; above" in text
     assert "What differs" not in page([good], {})
+    assert "Not run for this page: vgg16 pareto, " in page([good], {})
+    complete = [replace(good, network=network, mode=mode) for network in ("vgg16", "resnet20") for mode in MODES]
+    assert "Not run" not in page(complete, {})
     assert "not shown" in table([replace(good, error="it failed")])
 
 

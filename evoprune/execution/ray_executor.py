@@ -236,10 +236,15 @@ def _connect(address: str | None, n_cpus: float) -> None:
             ray.init(address="local", num_cpus=max(1, int(np.ceil(n_cpus))), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        place = "on this machine" if address is None else f"at {address!r}"
+    except Exception as error:  # Ray raises many kinds, a bare Exception among them where a machine is too busy
+        reason = str(error).rstrip(". ")
+        if address is None:
+            raise ExecutionError(
+                f"Ray must start on this machine, but {reason}; if the machine is busy, continue later with `evoprune "
+                "resume`, or leave `--workers` out"
+            ) from error
         raise ExecutionError(
-            f"a Ray cluster must be reachable {place}, but {error}; check `--address`, or leave `--workers` out"
+            f"a Ray cluster must be reachable at {address!r}, but {reason}; check `--address`, or leave `--workers` out"
         ) from error
 
 

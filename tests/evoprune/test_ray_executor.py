@@ -168,3 +168,29 @@ def test_an_interrupt_ends_in_order() -> None:
             process.kill()
     assert (process.returncode, output) == (0, "closed\n"), errors
     assert errors == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        (
+            None,
+            r"Ray must start on this machine, but The current node timed out during startup; if the machine is busy",
+        ),
+        ("head:6379", "a Ray cluster must be reachable at 'head:6379', but The current node timed out during startup;"),
+    ],
+)
+def test_a_cluster_that_does_not_come_up_is_told_whatever_ray_raises(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, told: str
+) -> None:
+    import ray
+
+    from evoprune.execution.ray_executor import RayExecutor
+
+    def start(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does, with no class of its own
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", start)
+    with pytest.raises(ExecutionError, match=told):
+        RayExecutor(RECIPE, 1, address=address)

@@ -91,7 +91,7 @@ class Case:
 
 @dataclass
 class Row:
-    """What became of one mode on one network.
+    """What became of one mode on one network. A comparison is None where an error came before it.
 
     Attributes:
         n_evaluations: Of the first run.
@@ -109,9 +109,9 @@ class Row:
     mode: str
     budget: str
     n_evaluations: int = 0
-    twice: list[str] = field(default_factory=list)
-    workers: list[str] = field(default_factory=list)
-    killed: list[str] = field(default_factory=list)
+    twice: list[str] | None = None
+    workers: list[str] | None = None
+    killed: list[str] | None = None
     killed_in: list[int] = field(default_factory=list)
     budget_share: float = 0.0
     budget_problem: str = ""
@@ -210,9 +210,8 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        equal = ["equal" if not found else "DIFFERS" for found in (row.twice, row.workers, row.killed)]
-        if row.error:
-            equal = ["not shown"] * 3
+        compared = (row.twice, row.workers, row.killed)
+        equal = ["not shown" if found is None else "DIFFERS" if found else "equal" for found in compared]
         killed = f"{', '.join(map(str, row.killed_in))}: {equal[2]}" if row.killed_in else equal[2]
         use = f"{row.budget_share:.2%}" + (" (NOT FROM BELOW WITHIN A CHANNEL)" if row.budget_problem else "")
         lines.append(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from evoprune.knowledge import MIXTURE, NONE
 from evoprune.modes import MODES
+from evoprune.options import SearchOptions
 from evoprune.search.config import LadderPlan
 from fitness.distillation import DISTILLATION_RUNG
 from fitness.ladder import SHIPPED_RUNG, fewer_images_rung, needs_modules
@@ -14,9 +14,6 @@ from fitness.network import NETWORK_RUNG
 from fitness.two_step import E1_RUNG, E2_RUNG
 from fitness.wavelet import WAVELET_RUNG
 from search_spaces.errors import OptionError, UnknownNameError
-
-if TYPE_CHECKING:
-    from evoprune.options import SearchOptions
 
 FITNESSES: Mapping[str, str] = {
     "two-step": "E1 screens, E2 judges: layer errors from Gram matrices, no image is passed forward",

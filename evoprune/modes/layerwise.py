@@ -9,7 +9,7 @@ References:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +17,12 @@ from evoprune.knowledge import TWO_STEP
 from evoprune.modes.mode import SearchTask, SensitivityCurve
 from evoprune.modes.plan import Cutter
 from evoprune.modes.sequence import SequentialSearch
+from evoprune.options import SearchOptions
 from evoprune.search import LadderPlan, Strategy
 from fitness.two_step import E1_RUNG, E2_RUNG
 from search_spaces import SearchSpace, Stage, SubSpace
 from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray, FloatArray
-
-if TYPE_CHECKING:
-    from evoprune.options import SearchOptions
 
 
 def layer_ladder(ladder: LadderPlan) -> LadderPlan:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from evoprune.options import SearchOptions
 from evoprune.search import LadderPlan, LocalError, Prior, SearchConfig, Strategy
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, FloatArray
-
-if TYPE_CHECKING:
-    from evoprune.options import SearchOptions
 
 
 @dataclass(frozen=True)

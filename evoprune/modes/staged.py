@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,15 +18,13 @@ from evoprune.budget import DEFAULT_METRIC
 from evoprune.modes.mode import SearchTask, SensitivityCurve
 from evoprune.modes.plan import LEVELS, Cutter, share_budget
 from evoprune.modes.sequence import SequentialSearch
+from evoprune.options import SearchOptions
 from evoprune.search import InitialShares, Repairer, Search, Strategy
 from evoprune.search.feasibility import Space
 from fitness.evaluation import Evaluation
 from search_spaces import SearchSpace, Stage, SubSpace, stages_of
 from search_spaces.errors import ExecutionError, OptionError
 from search_spaces.genome import BoolArray, genome_digest
-
-if TYPE_CHECKING:
-    from evoprune.options import SearchOptions
 
 DEFAULT_STAGES = "resolution"
 #: As GWCS has it in our reconstruction: saving all cost is worth as much as all of the error.

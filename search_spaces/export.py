@@ -79,7 +79,7 @@ def export_graph(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> 
             program = torch.export.export(model, doubled, dynamic_shapes=dynamic)
         except TraceError:
             raise
-        except Exception:
+        except Exception:  # exporters raise whatever they meet; the sizes as they are come next
             program = None
         is_dynamic = program is not None
         if program is None:

@@ -224,7 +224,7 @@ class Recorder:
         self.commands.append(" ".join(arguments))
         return 1.0
 
-    def run_and_kill(self, arguments: Sequence[str], run: Path, generation: int) -> bool:  # noqa: ARG002
+    def run_and_kill(self, arguments: Sequence[str], run: Path, generation: int) -> bool:  # noqa: ARG002 - protocol
         self.commands.append(f"{' '.join(arguments)} !{generation}")
         return generation < self.end
 

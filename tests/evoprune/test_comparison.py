@@ -112,7 +112,7 @@ def test_stopped_anywhere_it_goes_on_as_if_nothing_had_happened(tmp_path: Path) 
         def __init__(self, n_done: float) -> None:
             self.n_done, self.is_reached = n_done, False
 
-        def on_step(self, n_done: float, figures: Mapping[str, float]) -> None:  # noqa: ARG002
+        def on_step(self, n_done: float, figures: Mapping[str, float]) -> None:  # noqa: ARG002 - protocol
             self.is_reached |= n_done >= self.n_done
 
         def should_stop(self) -> bool:

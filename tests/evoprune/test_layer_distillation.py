@@ -152,7 +152,10 @@ def test_the_search_names_its_winners_and_asks_anew_after_each() -> None:
     placed: list[tuple[int, Executor | None]] = []
     target = make_target(search.space.n_genes)
 
-    class Networks:
+    class Networks(DistilledNetworks):
+        def __init__(self) -> None:
+            """Keep nothing: its networks only count the winners."""
+
         def after(self, winners: list[BoolArray]) -> nn.Module:
             return nn.ParameterList([torch.ones(len(winners))])
 
@@ -160,7 +163,7 @@ def test_the_search_names_its_winners_and_asks_anew_after_each() -> None:
         placed.append((len(next(network.parameters())), before))
         return InProcessExecutor(CountingEvaluator(target), 1)
 
-    executor = FollowingExecutor(search, Networks(), place)  # type: ignore[arg-type]
+    executor = FollowingExecutor(search, Networks(), place)
     n_parts, first_of_part = len(search.parts), []
     while not search.is_finished:
         request = search.ask()

@@ -138,7 +138,7 @@ def test_a_live_run_of_parts_has_its_curves_from_the_first_generation_on(tmp_pat
     n_traces: list[int] = []
 
     class Watching(evoprune.Callback):
-        def on_generation(self, event: GenerationFinished) -> None:  # noqa: ARG002
+        def on_generation(self, event: GenerationFinished) -> None:  # noqa: ARG002 - when is enough
             n_traces.append(len(_plots(write_report(tmp_path / "run"))[-1]))
 
     options: dict[str, Any] = {"budget": 0.6, "seed": 0, "population_size": 4, "n_generations": 0, "mode": "layerwise"}

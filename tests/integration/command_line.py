@@ -50,6 +50,19 @@ def run(*arguments: str | Path) -> Outcome:
     return Outcome(result.exit_code, result.stdout, result.stderr)
 
 
+def small_search(folder: Path, **options: Any) -> dict[str, Any]:
+    """Return options of :func:`evoprune.search` for the network in ``MODEL``, whose files are written to ``folder``."""
+    return {
+        "model": "vgg16",
+        "model_args": {"width": 0.0625},
+        "weights": str(write_weights(folder / "weights.safetensors")),
+        "data": f"npz:{write_images(folder / 'images.npz')}",
+        "seed": 5,
+        "n_fitness_images": 16,
+        "n_calibration_images": 16,
+    } | options
+
+
 def write_images(path: Path, *, seed: int = 0, **replaced: Any) -> Path:
     """Write a data set of the MedMNIST layout: 16 x 16 images of ten classes; ``replaced`` arrays may be None."""
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import evoprune
-from tests.integration.command_line import MODEL, QUICK, run, write_images, write_weights
+from tests.integration.command_line import MODEL, QUICK, run, small_search
 from tests.integration.test_interruption import ROOT, _evaluations, _same_run
 
 #: A script that kills itself while random search is judged.
@@ -38,19 +38,7 @@ evoprune.search(observer=Killer(), **eval(sys.argv[1]))
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("inputs")
-    return {
-        "model": "vgg16",
-        "model_args": {"width": 0.0625},
-        "weights": str(write_weights(folder / "weights.safetensors")),
-        "data": f"npz:{write_images(folder / 'images.npz')}",
-        "budget": 0.5,
-        "seed": 5,
-        "population_size": 4,
-        "n_generations": 1,
-        "n_fitness_images": 16,
-        "n_calibration_images": 16,
-    }
+    return small_search(tmp_path_factory.mktemp("inputs"), budget=0.5, population_size=4, n_generations=1)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import evoprune
 from evoprune.artefact import read_description
 from evoprune.interruption import InterruptedRunError
-from tests.integration.command_line import run, write_images, write_weights
+from tests.integration.command_line import run, small_search
 from tests.integration.test_interruption import _CtrlC, _same_run
 
 #: Mode and budget.
@@ -22,18 +22,7 @@ N_GENERATIONS = 2
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("inputs")
-    return {
-        "model": "vgg16",
-        "model_args": {"width": 0.0625},
-        "weights": str(write_weights(folder / "weights.safetensors")),
-        "data": f"npz:{write_images(folder / 'images.npz')}",
-        "seed": 5,
-        "population_size": 6,
-        "n_generations": N_GENERATIONS,
-        "n_fitness_images": 16,
-        "n_calibration_images": 16,
-    }
+    return small_search(tmp_path_factory.mktemp("inputs"), population_size=6, n_generations=N_GENERATIONS)
 
 
 @pytest.fixture(scope="module", params=RUNS)

@@ -18,7 +18,7 @@ import pytest
 import evoprune
 from evoprune.interruption import InterruptedRunError
 from evoprune.observer import SilentObserver
-from tests.integration.command_line import run, write_images, write_weights
+from tests.integration.command_line import run, small_search
 
 ROOT = Path(__file__).parents[2]
 #: A script that kills itself in the middle of a generation, as a power cut would.
@@ -39,19 +39,7 @@ evoprune.search(observer=Killer(), **options)
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("inputs")
-    return {
-        "model": "vgg16",
-        "model_args": {"width": 0.0625},
-        "weights": str(write_weights(folder / "weights.safetensors")),
-        "data": f"npz:{write_images(folder / 'images.npz')}",
-        "budget": 0.5,
-        "seed": 5,
-        "population_size": 6,
-        "n_generations": 4,
-        "n_fitness_images": 16,
-        "n_calibration_images": 16,
-    }
+    return small_search(tmp_path_factory.mktemp("inputs"), budget=0.5, population_size=6, n_generations=4)
 
 
 @pytest.fixture(scope="module")

@@ -14,19 +14,7 @@ import pytest
 
 from tests.integration.command_line import MODEL, QUICK, run, write_images, write_weights
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_images(folder / "images.npz")
-    write_weights(folder / "weights.safetensors")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path / ".cache"))
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def _search(inputs: Path, *changed: str | Path) -> Any:

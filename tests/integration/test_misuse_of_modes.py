@@ -8,23 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.integration.command_line import MODEL, Outcome, run, write_images, write_weights
+from tests.integration.command_line import MODEL, Outcome, run
 
 SIZE = ("--seed", "3", "--population", "4", "--n-fitness-images", "8", "--n-calibration-images", "8")
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_images(folder / "images.npz")
-    write_weights(folder / "weights.safetensors")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path / ".cache"))
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def search(inputs: Path, *options: str, out: str | Path = "RUN", generations: int = 1) -> Outcome:

@@ -49,9 +49,11 @@ class Branching(nn.Module):
 
 
 def gated_branches(model: torch.nn.Module, x: Tensor, gates: list[Tensor]) -> Tensor:
-    stem, gate = model.stem(x), gates[0][:, None, None]  # type: ignore[operator]
-    end = model.plain(stem * gate) + model.rectified(torch.relu(stem) * gate)  # type: ignore[operator]
-    return model.head(end.mean((2, 3)) * gates[1])  # type: ignore[operator]
+    assert isinstance(model, Branching)
+    stem, gate = model.stem(x), gates[0][:, None, None]
+    end: Tensor = model.plain(stem * gate) + model.rectified(torch.relu(stem) * gate)
+    logits: Tensor = model.head(end.mean((2, 3)) * gates[1])
+    return logits
 
 
 Gated = Callable[[torch.nn.Module, Tensor, list[Tensor]], Tensor]

@@ -39,7 +39,8 @@ def draw_seeds(
     Draws are dealt out evenly to the roles on offer. The first draw of a role is its rule without noise at equal widths
     (or the widths that the criterion asks for); later ones vary widths and choice more and more. Duplicates may occur.
 
-    * ``scores``: the best scored of each group; those comparable over the network choose the widths as well.
+    * ``scores``: the best scored of each group; those comparable over the network choose the widths as well, for every
+      other draw: between them come equal widths, and widths half-way to them, in turn.
     * ``similarity``: one of the most alike pair goes, then of the next, down to the width.
     * ``classes``: random removal inside a class, the most populous classes first, so every draw is another individual.
     * ``family``: the masks whose cost is nearest to the budget.
@@ -82,12 +83,33 @@ def _by_scores(
     knowledge: ChannelKnowledge, space: SearchSpace, rng: np.random.Generator, n: int, budgets: Budgets
 ) -> BoolArray:
     assert knowledge.scores is not None
-    if knowledge.is_global and knowledge.widths is None and budgets:
-        scores = knowledge.scores - knowledge.scores.min(initial=0.0)
-        return width_seeds(space, scores, rng=rng, n=n, budgets=budgets)
+    if not (knowledge.is_global and knowledge.widths is None and budgets):
+        return _best_scored(knowledge, space, rng, n, budgets, knowledge.widths)
+    scores = knowledge.scores - knowledge.scores.min(initial=0.0)
+    own = width_seeds(space, scores, rng=rng, n=(n + 1) // 2, budgets=budgets)
+    shares = space.kept_counts(own[:1])[0] / space.lattice.sizes if n else None
+    genomes = space.all_ones(n)
+    genomes[::2] = own
+    for first, widths in ((1, None), (3, None if shares is None else np.sqrt(shares))):
+        n_drawn = len(range(first, n, 4))
+        if n_drawn:
+            genomes[first::4] = _best_scored(knowledge, space, rng, n_drawn, budgets, widths)
+    return genomes
+
+
+def _best_scored(
+    knowledge: ChannelKnowledge,
+    space: SearchSpace,
+    rng: np.random.Generator,
+    n: int,
+    budgets: Budgets,
+    widths: FloatArray | None,
+) -> BoolArray:
+    """Return genomes that keep the best scored of each group, in proportion to ``widths``, with growing noise."""
+    assert knowledge.scores is not None
     ranks = ranked_within_groups(knowledge.scores, knowledge)
     noise = np.linspace(0.0, _SCORE_NOISE, n)[:, None] * rng.normal(size=(n, space.n_genes))
-    return _at_widths(knowledge, space, rng, budgets, n, lambda _: ranks + noise)
+    return _at_widths(widths, space, rng, budgets, n, lambda _: ranks + noise)
 
 
 def _by_similarity(
@@ -107,7 +129,7 @@ def _by_similarity(
                 noisy = matrix + _PAIR_TEMPERATURE * spread * (gumbel + gumbel.T)
             order = removal_order(noisy, strength)
             preference[row, start + order] = np.arange(size) / size
-    return _at_widths(knowledge, space, rng, budgets, n, lambda _: preference)
+    return _at_widths(knowledge.widths, space, rng, budgets, n, lambda _: preference)
 
 
 def _by_classes(
@@ -126,7 +148,7 @@ def _by_classes(
                 preference[row, start + order] = np.arange(size) / size
         return preference
 
-    return _at_widths(knowledge, space, rng, budgets, n, choose)
+    return _at_widths(knowledge.widths, space, rng, budgets, n, choose)
 
 
 def _by_family(
@@ -146,7 +168,7 @@ def _by_family(
 def _by_widths(
     knowledge: ChannelKnowledge, space: SearchSpace, rng: np.random.Generator, n: int, budgets: Budgets
 ) -> BoolArray:
-    return _at_widths(knowledge, space, rng, budgets, n, lambda _: rng.random((n, space.n_genes)))
+    return _at_widths(knowledge.widths, space, rng, budgets, n, lambda _: rng.random((n, space.n_genes)))
 
 
 _DRAWERS: Mapping[str, Callable[[ChannelKnowledge, SearchSpace, np.random.Generator, int, Budgets], BoolArray]] = {
@@ -202,19 +224,22 @@ def class_removal_order(classes: IntArray, rate: float, *, rng: np.random.Genera
 
 
 def _at_widths(
-    knowledge: ChannelKnowledge,
+    widths: FloatArray | None,
     space: SearchSpace,
     rng: np.random.Generator,
     budgets: Budgets,
     n: int,
     choose: Callable[[IntArray], FloatArray],
 ) -> BoolArray:
-    """Return genomes of drawn widths; ``choose`` turns kept counts ``(n, n_groups)`` into preferences per gene."""
+    """Return genomes of drawn widths; ``choose`` turns kept counts ``(n, n_groups)`` into preferences per gene.
+
+    Widths are in proportion to ``widths`` ``(n_groups,)``, equal shares without.
+    """
     lattice = space.lattice
     sigma = np.linspace(0.0, _WIDTH_NOISE, n)[:, None] if n > 1 else np.zeros((n, 1))
     factors = np.exp(sigma * rng.normal(size=(n, len(lattice.sizes))))
-    if knowledge.widths is not None:
-        factors = factors * knowledge.widths
+    if widths is not None:
+        factors = factors * widths
     limits = space.limits(budgets)
     wanted = _wanted_counts(space, factors, limits, rng)
     counts = _allowed(wanted, lattice)

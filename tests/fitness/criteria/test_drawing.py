@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from fitness.criteria import ChannelKnowledge, MaskFamily, draw_seeds, removal_order
 from fitness.criteria.drawing import class_removal_order, ranked_within_groups
+from fitness.seeding import width_seeds
 from search_spaces import SearchSpace
 from search_spaces.errors import BudgetError, GenomeShapeError, OptionError
+from search_spaces.models import build_model
 from tests.fitness.criteria.networks import data_of
 
 BUDGET = {"macs": 0.6}
@@ -96,6 +99,23 @@ def test_first_draw_keeps_the_best_scored_of_each_group(is_global: bool) -> None
     for group in space.groups:
         part, kept = scores[group.start : group.stop], seed[group.start : group.stop]
         assert part[kept].min() > part[~kept].max(initial=-1.0)
+
+
+def test_scores_of_the_network_take_turns_with_equal_widths_and_those_half_way_to_them() -> None:
+    space = SearchSpace.trace(build_model("resnet20"), torch.zeros(1, 3, 16, 16))
+    sizes = tuple(group.size for group in space.groups)
+    scores = np.concatenate([rng().random(size) * 1.2**index for index, size in enumerate(sizes)])
+    seeds = draw_seeds(
+        ChannelKnowledge(sizes, scores=scores, is_global=True), space, rng=rng(), n=6, budgets={"macs": 0.5}
+    )
+    own, equal, half_way = (space.kept_counts(seeds)[row] / sizes for row in (0, 1, 3))
+    np.testing.assert_array_equal(
+        seeds[::2], width_seeds(space, scores - scores.min(), rng=rng(), n=3, budgets={"macs": 0.5})
+    )
+    assert np.ptp(equal) < np.ptp(half_way) < np.ptp(own)
+    for index, group in enumerate(space.groups):
+        part, kept = scores[group.start : group.stop], seeds[1, group.start : group.stop]
+        assert part[kept].min() > part[~kept].max(initial=-1.0), index
 
 
 def test_first_draw_of_similarities_follows_the_order_of_removal() -> None:

@@ -13,8 +13,8 @@ from fitness.two_step import TwoStep
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, FloatArray
 
-#: Exponents of the marginal error; 1 is error per cost, larger ones care less for what a channel costs. Smaller ones are
-#: worse on two networks (docs/criteria.md).
+#: Exponents of the marginal error; 1 is error per cost, larger ones care less for what a channel costs. Below 1 both
+#: networks of docs/criteria.md fare worse.
 _EXPONENTS = (1.0, 1.5, 2.0)
 _GROUP_NOISE = 0.35
 

@@ -45,6 +45,8 @@ RANDOM_SEARCH, NEITHER = "random search", "neither"
 _IMAGE_SEED, _OTHER_IMAGES = 0, 1
 _N_IMAGES = 64
 _N_OTHER_IMAGES = 256
+#: Criteria that a chart shows, so that lines can be told apart; the table has all.
+_N_CHARTED = 8
 
 Row = dict[str, Any]
 
@@ -249,14 +251,17 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def chart(network: str, rows: Sequence[Row]) -> str:
-    """Return the median of best-so-far against evaluations: what knows nothing, and every criterion as both."""
-    lines: dict[str, list[float]] = {}
+    """Return the median of best-so-far against evaluations: what knows nothing, and the best criteria as both."""
+    lines: dict[str, dict[str, list[float]]] = {}
     for role in (NEITHER, RANDOM_SEARCH, "both"):
+        lines[role] = {}
         for name in dict.fromkeys(row["criterion"] for row in rows if row["role"] == role):
             runs = [row["best"] for row in rows if (row["criterion"], row["role"]) == (name, role) and "best" in row]
             if runs:
-                lines[name] = np.median(np.array(runs), axis=0).tolist()
-    return line_chart(f"{network}: median over seeds", "evaluations", "best objective so far", lines)
+                lines[role][name] = np.median(np.array(runs), axis=0).tolist()
+    best = sorted(lines["both"], key=lambda name: lines["both"][name][-1])[:_N_CHARTED]
+    drawn = {**lines[NEITHER], **lines[RANDOM_SEARCH], **{name: lines["both"][name] for name in best}}
+    return line_chart(f"{network}: median over seeds", "evaluations", "best objective so far", drawn)
 
 
 def page(rows: Sequence[Row], conditions: Mapping[str, Any]) -> str:

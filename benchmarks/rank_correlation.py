@@ -78,6 +78,7 @@ class Settings:
         distill_steps: Of the distillation rung; 0 leaves it out.
         fitness: How rungs judge.
         n_test_images: How many tell the truth; None for all.
+        n_truth_images: Calibration images of the networks that tell it; None for as many as are handed back with.
     """
 
     n_genomes: int
@@ -85,6 +86,22 @@ class Settings:
     distill_steps: int
     fitness: FitnessOptions
     n_test_images: int | None = None
+    n_truth_images: int | None = None
+
+    @property
+    def shipping(self) -> FitnessOptions:
+        """How the networks are solved that tell the truth."""
+        if self.n_truth_images is None:
+            return self.fitness
+        return replace(self.fitness, final_calibration_images=self.n_truth_images)
+
+    def key(self) -> dict[str, Any]:
+        """Return what rows of the same table agree in."""
+        return {
+            "finetune_steps": self.finetune_steps,
+            "distill_steps": self.distill_steps,
+            "truth_images": self.shipping.final_calibration_images,
+        }
 
 
 class Subject:
@@ -147,6 +164,7 @@ class Subject:
         figures = {label: _figures(judge(genome)) for label, judge in self.rungs.items()}
         return {
             "network": self.name,
+            "setting": self.settings.key(),
             "index": index,
             "digest": genome_digest(genome),
             "budget": budget,
@@ -158,7 +176,7 @@ class Subject:
 
     def truth(self, genome: BoolArray) -> dict[str, float]:
         """Return what the test images say of the network as it would be handed back, and after a short finetuning."""
-        small = final_network(self.model, self.space, genome, self.data, self.settings.fitness, seed=SEED)
+        small = final_network(self.model, self.space, genome, self.data, self.settings.shipping, seed=SEED)
         found = self._on_test_images(small)
         if self.settings.finetune_steps:
             finetuned = finetune(
@@ -210,10 +228,10 @@ def _figures(evaluation: Evaluation) -> dict[str, float | str]:
     return {**(named or {"objective": evaluation.objective}), "seconds": evaluation.seconds}
 
 
-def done(path: Path) -> list[dict[str, Any]]:
-    """Return the rows that ``path`` holds; a line that an interrupted write has cut off is passed over."""
+def done(path: Path, settings: Settings) -> list[dict[str, Any]]:
+    """Return the rows of ``settings`` in ``path``; a line that an interrupted write has cut off is passed over."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return [row for row in map(_parsed, lines) if row is not None]
+    return [row for row in map(_parsed, lines) if row is not None and row["setting"] == settings.key()]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -226,7 +244,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 def measure(subject: Subject, path: Path) -> None:
     """Append to ``path`` the rows of the genomes that it lacks."""
-    known = {(row["index"], row["digest"]) for row in done(path)}
+    known = {(row["index"], row["digest"]) for row in done(path, subject.settings)}
     for index in range(subject.settings.n_genomes):
         if (index, genome_digest(subject.genome(index)[0])) in known:
             continue
@@ -345,8 +363,14 @@ def _settings(options: argparse.Namespace) -> Settings:
             final_calibration_images=24,
             n_lessons=24,
         )
-        return Settings(options.genomes or 6, 2, 2, few)
-    return Settings(options.genomes or 100, options.finetune_steps, options.distill_steps, FitnessOptions())
+        return Settings(options.genomes or 6, 2, 2, few, n_truth_images=options.truth_images)
+    return Settings(
+        options.genomes or 100,
+        options.finetune_steps,
+        options.distill_steps,
+        FitnessOptions(),
+        n_truth_images=options.truth_images,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -358,6 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="folder of the networks' weights")
     parser.add_argument("--finetune-steps", type=int, default=100, help="of the second truth; 0 leaves it out")
     parser.add_argument("--distill-steps", type=int, default=50, help="of the distillation rung; 0 leaves it out")
+    parser.add_argument("--truth-images", type=int, help="calibration images of the networks that tell the truth")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="a tiny network and few images: a check that it runs")
     parser.add_argument("--out", type=Path, help="folder of the rows; benchmark-results by default")
@@ -367,6 +392,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--genomes must be at least 1, but got {options.genomes}")
     if min(options.finetune_steps, options.distill_steps) < 0:
         parser.error("--finetune-steps and --distill-steps must not be negative")
+    if options.truth_images is not None and options.truth_images < 1:
+        parser.error(f"--truth-images must be at least 1, but got {options.truth_images}")
     torch.set_num_threads(options.threads)
     settings = _settings(options)
     with tempfile.TemporaryDirectory() as scratch:
@@ -376,11 +403,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for subject in _subjects(options, settings):
             path = folder / f"rank_correlation-{subject.name}.jsonl"
             measure(subject, path)
-            rows_of[subject.name] = done(path)
+            rows_of[subject.name] = done(path, settings)
     fitness = settings.fitness
     conditions = (
         f"{fitness.n_calibration_images} calibration and {fitness.n_fitness_images} fitness images "
-        f"({fitness.fitness_images}), as shipped {fitness.final_calibration_images} and {fitness.n_elite_images}; "
+        f"({fitness.fitness_images}), as shipped {fitness.n_elite_calibration_images} and {fitness.n_elite_images}; "
+        f"the truth from {settings.shipping.final_calibration_images} calibration images; "
         f"finetuned for {settings.finetune_steps} steps of {_FINETUNE_BATCH} images; torch {torch.__version__}, Python "
         f"{platform.python_version()}, {platform.machine()}, seed {SEED}."
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rank_correlation import correlation, done, main, summarise
+from benchmarks.rank_correlation import correlation, main, summarise
 
 
 def test_it_runs_and_goes_on_where_it_was(
@@ -18,19 +18,31 @@ def test_it_runs_and_goes_on_where_it_was(
     out, docs = tmp_path / "out", tmp_path / "table.md"
     assert main(["--smoke", "--genomes", "1", "--out", str(out)]) == 0
     path = out / "rank_correlation-resnet20.jsonl"
-    (first,) = done(path)
+    (first,) = [json.loads(line) for line in path.read_text().splitlines()]
     with path.open("a") as file:
         file.write(json.dumps(first)[:40])  # a write that was cut off
     capsys.readouterr()
     assert main(["--smoke", "--genomes", "2", "--out", str(out), "--docs", str(docs)]) == 0
     assert "resnet20 1/2" not in capsys.readouterr().out
-    rows = done(path)
-    assert rows[0] == first
+    _, cut_off, second = path.read_text().splitlines()
+    assert cut_off == json.dumps(first)[:40]
+    rows = [first, json.loads(second)]
     assert [row["index"] for row in rows] == [0, 1]
     assert not any("failure" in figures for row in rows for figures in row["rungs"].values())
     assert set(rows[0]["truth"]) == {"cross_entropy", "error", "finetuned_cross_entropy", "finetuned_error"}
     for label in ("E1", "E2", "wavelet", "network as sliced", "network, 4 images", "as shipped", "distilled, 2 steps"):
         assert f"| {label} |" in docs.read_text()
+
+
+def test_rows_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path / "cache"))
+    command = ["--smoke", "--genomes", "1", "--out", str(tmp_path)]
+    for further in ([], ["--truth-images", "8"], ["--truth-images", "8"]):
+        assert main([*command, *further]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rank_correlation-resnet20.jsonl").read_text().splitlines()]
+    assert [row["setting"]["truth_images"] for row in rows] == [24, 8]
+    assert rows[0]["rungs"]["E1"]["objective"] == rows[1]["rungs"]["E1"]["objective"]
+    assert rows[0]["truth"] != rows[1]["truth"]
 
 
 def test_correlations_are_within_budgets() -> None:

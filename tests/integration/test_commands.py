@@ -19,20 +19,12 @@ import evoprune
 from evoprune.artefact import read_description
 from fitness.data import load_data, normalise
 from search_spaces.models import build_model, load_weights
-from tests.integration.command_line import MODEL, QUICK, Outcome, run, write_images, write_weights
+from tests.integration.command_line import MODEL, QUICK, Outcome, run
 
 FIELDS = {
     *("model", "seed", "genome_digest", "macs", "macs_dense", "n_params", "n_params_dense", "test_accuracy_dense"),
     *("test_accuracy", "baseline_uniform_l1_test_accuracy", "n_evaluations", "n_cached", "wall_s", "device", "workers"),
 }
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_images(folder / "images.npz")
-    write_weights(folder / "weights.safetensors")
-    return folder
 
 
 def _search(inputs: Path, out: Path, *options: str) -> Outcome:

@@ -9,17 +9,9 @@ from typing import Any
 import pytest
 
 from evoprune.latency_tables import read_table
-from tests.integration.command_line import MODEL, QUICK, Outcome, run, write_images, write_weights
+from tests.integration.command_line import MODEL, QUICK, Outcome, run
 
 SHAPE = ("--input-shape", "3x16x16")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_images(folder / "images.npz")
-    write_weights(folder / "weights.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="module")

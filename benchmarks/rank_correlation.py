@@ -101,6 +101,7 @@ class Settings:
             "finetune_steps": self.finetune_steps,
             "distill_steps": self.distill_steps,
             "truth_images": self.shipping.final_calibration_images,
+            "test_images": self.n_test_images,
         }
 
 
@@ -201,16 +202,14 @@ class Subject:
         return replace(self.data, train=_split(batch), val=_split(few))
 
     def _on_test_images(self, model: nn.Module) -> dict[str, float]:
-        test, n_wrong, loss, n = self.data.test, 0, 0.0, 0
-        limit = self.settings.n_test_images or len(test)
+        test, n_wrong, loss = self.data.test, 0, 0.0
+        n = min(self.settings.n_test_images or len(test), len(test))
         with torch.inference_mode(), autocast(torch.device("cpu")):
-            for batch in test.batches(256):
-                if n >= limit:
-                    break
+            for start in range(0, n, 256):
+                batch = test.take(np.arange(start, min(start + 256, n)))
                 logits = first_logits(model(normalise(batch.images, self.data.mean, self.data.std)))
                 loss += float(functional.cross_entropy(logits, batch.labels, reduction="sum"))
                 n_wrong += int((logits.argmax(dim=1) != batch.labels).sum())
-                n += len(batch)
         return {"cross_entropy": loss / n, "error": n_wrong / n}
 
 
@@ -363,13 +362,14 @@ def _settings(options: argparse.Namespace) -> Settings:
             final_calibration_images=24,
             n_lessons=24,
         )
-        return Settings(options.genomes or 6, 2, 2, few, n_truth_images=options.truth_images)
+        return Settings(options.genomes or 6, 2, 2, few, options.test_images, options.truth_images)
     return Settings(
         options.genomes or 100,
         options.finetune_steps,
         options.distill_steps,
         FitnessOptions(),
-        n_truth_images=options.truth_images,
+        options.test_images,
+        options.truth_images,
     )
 
 
@@ -383,6 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--finetune-steps", type=int, default=100, help="of the second truth; 0 leaves it out")
     parser.add_argument("--distill-steps", type=int, default=50, help="of the distillation rung; 0 leaves it out")
     parser.add_argument("--truth-images", type=int, help="calibration images of the networks that tell the truth")
+    parser.add_argument("--test-images", type=int, help="that tell the truth, the first ones; all by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="a tiny network and few images: a check that it runs")
     parser.add_argument("--out", type=Path, help="folder of the rows; benchmark-results by default")
@@ -392,8 +393,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--genomes must be at least 1, but got {options.genomes}")
     if min(options.finetune_steps, options.distill_steps) < 0:
         parser.error("--finetune-steps and --distill-steps must not be negative")
-    if options.truth_images is not None and options.truth_images < 1:
-        parser.error(f"--truth-images must be at least 1, but got {options.truth_images}")
+    for name, value in (("--truth-images", options.truth_images), ("--test-images", options.test_images)):
+        if value is not None and value < 1:
+            parser.error(f"{name} must be at least 1, but got {value}")
     torch.set_num_threads(options.threads)
     settings = _settings(options)
     with tempfile.TemporaryDirectory() as scratch:
@@ -408,7 +410,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     conditions = (
         f"{fitness.n_calibration_images} calibration and {fitness.n_fitness_images} fitness images "
         f"({fitness.fitness_images}), as shipped {fitness.n_elite_calibration_images} and {fitness.n_elite_images}; "
-        f"the truth from {settings.shipping.final_calibration_images} calibration images; "
+        f"the truth from {settings.shipping.final_calibration_images} calibration images and "
+        f"{settings.n_test_images or 'all'} test images; "
         f"finetuned for {settings.finetune_steps} steps of {_FINETUNE_BATCH} images; torch {torch.__version__}, Python "
         f"{platform.python_version()}, {platform.machine()}, seed {SEED}."
     )

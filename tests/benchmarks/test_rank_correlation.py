@@ -37,10 +37,11 @@ def test_it_runs_and_goes_on_where_it_was(
 def test_rows_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path / "cache"))
     command = ["--smoke", "--genomes", "1", "--out", str(tmp_path)]
-    for further in ([], ["--truth-images", "8"], ["--truth-images", "8"]):
+    for further in ([], ["--truth-images", "8"], ["--truth-images", "8"], ["--test-images", "4"]):
         assert main([*command, *further]) == 0
     rows = [json.loads(line) for line in (tmp_path / "rank_correlation-resnet20.jsonl").read_text().splitlines()]
-    assert [row["setting"]["truth_images"] for row in rows] == [24, 8]
+    assert [row["setting"]["truth_images"] for row in rows] == [24, 8, 24]
+    assert rows[2]["truth"]["error"] in (0.0, 0.25, 0.5, 0.75, 1.0)
     assert rows[0]["rungs"]["E1"]["objective"] == rows[1]["rungs"]["E1"]["objective"]
     assert rows[0]["truth"] != rows[1]["truth"]
 

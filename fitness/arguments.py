@@ -23,7 +23,13 @@ def arguments_of(
         kept: ``(n_genes,)`` the genome.
     """
     arguments = [_resolve(argument, values) for argument in operation.args]
-    if operation.name in space.view_genes and len(arguments) > 1:
+    if operation.op == "unflatten" and operation.name in space.view_genes:
+        start, sizes = int(arguments[1]), arguments[2]
+        genes = space.view_genes[operation.name]
+        start %= genes.ndim - len(sizes) + 1  # counted in the tensor that is unflattened
+        whole = _kept_sizes(operation.shape, genes, kept)[start : start + len(sizes)]
+        arguments[2] = [size if size < 0 else left for size, left in zip(sizes, whole, strict=True)]
+    elif operation.name in space.view_genes and len(arguments) > 1:
         arguments[1] = _kept_sizes(arguments[1], space.view_genes[operation.name], kept)
     if operation.op in ("pad", "constant_pad_nd") and operation.module in space.pad_genes:
         arguments[1] = _kept_padding(arguments[1], keep_mask(space.pad_genes[operation.module], kept))

@@ -22,7 +22,15 @@ from torch import Tensor
 
 from fitness.folding import FoldedLayer, keep_mask
 from fitness.program import Program, SlicedTensors
-from fitness.regression import Regression, from_rows, gather_outputs, gather_patches, sample_positions, to_rows
+from fitness.regression import (
+    Regression,
+    channels_second,
+    from_rows,
+    gather_outputs,
+    gather_patches,
+    sample_positions,
+    to_rows,
+)
 from search_spaces.errors import check_rules
 from search_spaces.genome import BoolArray, IntArray
 from search_spaces.graph import Ref
@@ -179,11 +187,12 @@ class SequentialCompensation:
 
         def record(name: str, value: Any) -> None:
             for layer_name in wanted.get(name, ()):
-                positions = self._sample(layer_name, value, generator).to(value.device)
+                maps = channels_second(program.layers[layer_name], value)
+                positions = self._sample(layer_name, maps, generator).to(value.device)
                 targets[layer_name] = _Target(
-                    rows=gather_outputs(value, positions),
+                    rows=gather_outputs(maps, positions),
                     positions=positions,
-                    output_width=value.shape[-1] if value.ndim == 4 else 1,
+                    output_width=value.shape[-1],
                     partner=partners.get(layer_name, ("", None))[1],
                     is_rectified=name in rectified,
                 )
@@ -194,8 +203,8 @@ class SequentialCompensation:
         return targets
 
     def _sample(self, layer_name: str, value: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the output positions ``(batch, n)`` at which a layer with the output ``value`` is solved."""
-        if value.ndim != 4:
+        """Return the positions ``(batch, n)`` at which a layer with the output ``(batch, channels, ...)`` is solved."""
+        if value.ndim == 2:
             return torch.zeros((len(value), 1), dtype=torch.int64)
         n_regressors = to_rows(self.program.layers[layer_name].weight).shape[1]
         n_positions = self.options.positions_per_image(len(self.inputs), n_regressors)
@@ -286,7 +295,9 @@ class SequentialCompensation:
             tensors.uncompensated += (name,)
             return
         rows = target.rows[:, np.flatnonzero(keep_mask(layer.out_genes, tensors.kept))]
-        offset = None if target.partner is None else gather_outputs(values[target.partner], target.positions)
+        offset = None
+        if target.partner is not None:
+            offset = gather_outputs(channels_second(layer, values[target.partner]), target.positions)
         weight, bias = to_rows(tensors.weights[name]), tensors.biases[name]
         for index in range(1 + (self.options.n_rectified_passes if target.is_rectified else 0)):
             reached = torch.addmm(bias if offset is None else bias + offset, regressors, weight.T)
@@ -297,8 +308,14 @@ class SequentialCompensation:
 
 
 def shortcut_partners(program: Program) -> dict[str, tuple[str, str]]:
-    """Return, per layer whose output is added to an earlier value, ``(name of the sum, name of that value)``."""
+    """Return, per layer whose output is added to an earlier value, ``(name of the sum, name of that value)``.
+
+    The value is an activation of the same shape: a parameter, a constant or one number per channel is no shortcut.
+    """
+    graph = program.space.graph
     order = {step.operation.name: index for index, step in enumerate(program.steps)}
+    shapes = {step.operation.name: step.operation.shape for step in program.steps}
+    shapes.update(zip(graph.inputs, graph.input_shapes, strict=True))
     readers = program.readers()
     partners: dict[str, tuple[str, str]] = {}
     for name in program.layers:
@@ -306,6 +323,7 @@ def shortcut_partners(program: Program) -> dict[str, tuple[str, str]]:
         if len(using) != 1 or using[0].op != "add" or using[0].kwargs.get("alpha", 1) != 1:
             continue
         others = [a.name for a in using[0].args[:2] if isinstance(a, Ref) and a.name != name]
-        if len(others) == 1 and order.get(others[0], -1) < order[name]:
+        is_alike = len(others) == 1 and shapes.get(others[0]) == shapes[name] == using[0].shape
+        if is_alike and order.get(others[0], -1) < order[name]:
             partners[name] = (using[0].name, others[0])
     return partners

@@ -87,12 +87,20 @@ def compile_network(space: SearchSpace, tensors: Mapping[str, Tensor]) -> Compil
 
 
 def _foldable_norms(space: SearchSpace) -> dict[str, Operation]:
-    """Return, by layer, the batch norm that is its only reader."""
+    """Return, by layer, the batch norm that is its only reader.
+
+    Its statistics are tensors of its own: with those of the batch nothing is fixed, and a norm behind several layers
+    cannot be taken apart again for each of them.
+    """
     consumers, outputs = space.graph.consumers(), set(space.graph.outputs)
     norms: dict[str, Operation] = {}
     for name in [record.operation for record in space.layers if record.operation not in outputs]:
         readers = consumers.get(name, [])
-        if len(readers) == 1 and readers[0].op in BATCH_NORMS and readers[0].args[0] == Ref(name):
+        if len(readers) != 1 or readers[0].op not in BATCH_NORMS or readers[0].args[0] != Ref(name):
+            continue
+        own = [argument.name for argument in readers[0].args[1:5] if isinstance(argument, Ref)]
+        has_statistics = all(isinstance(argument, Ref) for argument in readers[0].args[3:5])
+        if has_statistics and all(len(consumers[tensor]) == 1 for tensor in own):
             norms[name] = readers[0]
     return norms
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from search_spaces import SearchSpace
+from search_spaces.cost import made_axis
 from search_spaces.genome import BoolArray, IntArray
 from search_spaces.graph import Operation, Ref
 from search_spaces.groups import KEPT
@@ -28,12 +29,14 @@ class FoldedNorm:
         shift: ``(channels,)`` its beta: the mean of ``y`` over the images it was trained on.
         deviation: ``(channels,)`` ``sqrt(running_var + epsilon)``.
         epsilon: Added to the variance.
+        tensors: Graph names of gamma, beta, running mean and variance; gamma and beta are empty where there are none.
     """
 
     scale: Tensor
     shift: Tensor
     deviation: Tensor
     epsilon: float
+    tensors: tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,6 @@ class FoldedLayer:
         output: Name of the value that holds its result after the folded batch norm.
         weight: ``(out, in / groups, ...)``; a transposed convolution has the input channels first.
         bias: ``(out,)``; zero where the network has none.
-        norm: Path of the folded batch norm, or empty.
         out_genes: ``(out,)`` gene of each output channel, -1 = always kept.
         in_genes: ``(in / groups,)`` gene of each input slice; ``None`` where the input side is not sliced.
         stride: Per spatial dimension; empty for a linear layer, and likewise below.
@@ -62,7 +64,6 @@ class FoldedLayer:
     output: str
     weight: Tensor
     bias: Tensor
-    norm: str
     out_genes: IntArray
     in_genes: IntArray | None
     stride: tuple[int, ...]
@@ -75,7 +76,7 @@ class FoldedLayer:
     @property
     def has_bias(self) -> bool:
         """Whether the network can hold a bias for it: one of its own, or in the batch norm."""
-        return bool(self.norm) or self.record.bias is not None
+        return self.folded_norm is not None or self.record.bias is not None
 
     @property
     def is_solvable(self) -> bool:
@@ -99,19 +100,20 @@ def slice_layer(layer: FoldedLayer, genome: BoolArray) -> tuple[Tensor, Tensor]:
     """Return the kept slices ``(weight, bias)`` of one layer."""
     weight, bias = layer.weight, layer.bias
     keep_out = keep_mask(layer.out_genes, genome)
-    out_axis, in_axis = (1, 0) if layer.record.is_transposed else (0, 1)
-    if layer.record.is_depthwise and layer.record.is_transposed:
-        out_axis = 0
+    out_axis = made_axis(layer.record)
     if not keep_out.all():
         index = torch.from_numpy(np.flatnonzero(keep_out)).to(weight.device)
         bias = bias[index]
-        per_group = index[: len(index) // layer.record.groups] if out_axis == 1 else index
-        weight = weight.index_select(out_axis, per_group)
+        if layer.record.is_depthwise and layer.record.is_transposed:  # (channels, multiplier, ...): a channel at a time
+            weight = weight.index_select(0, index[:: weight.shape[1]] // weight.shape[1])
+        else:
+            per_group = index[: len(index) // layer.record.groups] if out_axis == 1 else index
+            weight = weight.index_select(out_axis, per_group)
     if layer.in_genes is not None:
         keep_in = keep_mask(layer.in_genes, genome)
         if not keep_in.all():
             kept = torch.from_numpy(np.flatnonzero(keep_in)).to(weight.device)
-            weight = weight.index_select(in_axis, kept)
+            weight = weight.index_select(1 - out_axis, kept)
     return weight, bias
 
 
@@ -145,7 +147,6 @@ def fold_layer(
         output=norm.name if norm is not None else operation.name,
         weight=weight.contiguous(),
         bias=bias.contiguous(),
-        norm=norm.module if norm is not None else "",
         out_genes=out_genes,
         in_genes=in_genes,
         stride=_per_dimension(_argument(operation, 3, 1), len(kernel)),
@@ -179,24 +180,26 @@ def _per_output(scale: Tensor, weight: Tensor, record: LayerRecord) -> Tensor:
 
 def _fold_norm(norm: Operation, tensors: Mapping[str, Tensor]) -> tuple[FoldedNorm, Tensor]:
     """Return a batch norm in evaluation mode, and what it adds to ``scale`` times its input."""
-    gamma, beta, mean, var = (
-        tensors[argument.name].float() if isinstance(argument, Ref) else None for argument in norm.args[1:5]
-    )
+    first, second, third, fourth = (a.name if isinstance(a, Ref) else "" for a in norm.args[1:5])
+    names = first, second, third, fourth
+    gamma, beta, mean, var = (tensors[name].float() if name else None for name in names)
     epsilon = float(norm.args[7] if norm.op == "batch_norm" else norm.args[6])
     assert mean is not None
     assert var is not None
     deviation = torch.sqrt(var + epsilon)
     scale = (torch.ones_like(var) if gamma is None else gamma) / deviation
     beta = torch.zeros_like(mean) if beta is None else beta
-    return FoldedNorm(scale, beta, deviation, epsilon), beta - mean * scale
+    return FoldedNorm(scale, beta, deviation, epsilon, names), beta - mean * scale
 
 
 def _genes_of(space: SearchSpace, record: LayerRecord, weight: Tensor) -> tuple[IntArray, IntArray | None]:
     """Return the genes of the output channels, and those of the input slices, None where these are not sliced."""
     assert record.weight is not None
-    out_axis = 1 if record.is_transposed else 0
+    out_axis = made_axis(record)
     out_genes = space.slot_genes.get((record.weight, out_axis), np.full(weight.shape[out_axis], KEPT, np.int64))
-    if record.is_transposed and record.groups > 1 and not record.is_depthwise:
+    if record.is_transposed and record.is_depthwise:
+        out_genes = np.repeat(out_genes, weight.shape[1])
+    elif record.is_transposed and record.groups > 1:
         out_genes = np.tile(out_genes, record.groups)
     return out_genes, None if record.is_depthwise else space.slot_genes.get((record.weight, 1 - out_axis))
 

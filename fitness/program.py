@@ -40,7 +40,7 @@ class SlicedTensors:
     Attributes:
         weights: By layer name.
         biases: By layer name.
-        others: The remaining ones, by graph name.
+        others: The remaining ones by graph name, those that the network's code made itself among them.
         kept: ``(n_genes,)`` the genome.
         uncompensated: Layers that a compensation left as they were, since their system is ill-conditioned.
     """
@@ -81,6 +81,8 @@ class Program:
         self._removals = compiled.removals
         used = {name for step in self.steps for name in step.operation.refs()}
         self._others = {name: t for name, t in self._tensors.items() if name in used}
+        device = next((t.device for t in self._tensors.values()), torch.device("cpu"))
+        self._constants = {name: t.to(device) for name, t in space.graph.constants.items()}
 
     # ------------------------------------------------------------------ what it holds
 
@@ -150,7 +152,7 @@ class Program:
             weights[name], biases[name] = slice_layer(layer, genome)
         qualified = self.space.graph.tensors
         others = {name: slice_tensor(qualified[name], t, self.space, genome) for name, t in self._others.items()}
-        return SlicedTensors(weights, biases, others, genome)
+        return SlicedTensors(weights, biases, {**self._constants, **others}, genome)
 
     def run(
         self,
@@ -179,7 +181,6 @@ class Program:
         values: dict[str, Any] = dict(env or {})
         values.update(zip(self.space.graph.inputs, inputs, strict=False))
         values.update(tensors.others)
-        values.update(self.space.graph.constants)
         protected = set(keep) | set(self.outputs) | set(env or ())
         replaced: dict[str, str] = {}
         unneeded: set[str] = set()

@@ -20,10 +20,18 @@ def sample_positions(shape: Sequence[int], n_positions: int, generator: torch.Ge
     return keys.topk(n_positions, dim=1).indices.sort(dim=1).values
 
 
+def channels_second(layer: FoldedLayer, value: Tensor) -> Tensor:
+    """Return what ``layer`` reads or makes as ``(batch, channels, ...)``: linear layers have their features last."""
+    return value if layer.kernel else value.movedim(-1, 1)
+
+
 def gather_outputs(value: Tensor, positions: Tensor) -> Tensor:
-    """Return ``(batch * n, channels)`` float32 rows of ``value`` ``(batch, channels, ...)`` at flat ``positions``."""
+    """Return ``(batch * n, channels)`` float32 rows of ``value`` ``(batch, channels, ...)`` at flat ``positions``.
+
+    Always a copy: a value in float32 may be overwritten in place once it has been read.
+    """
     if value.ndim == 2:
-        return value.float()
+        return value.to(torch.float32, copy=True)
     batch, channels = value.shape[:2]
     rows = value.movedim(1, -1).reshape(-1, channels)
     offsets = torch.arange(batch, device=value.device).unsqueeze(1) * (rows.shape[0] // batch)
@@ -35,15 +43,15 @@ def gather_patches(layer: FoldedLayer, value: Tensor, positions: Tensor, output_
 
     Args:
         layer: Gives kernel, stride, padding and dilation.
-        value: The layer's input, ``(batch, channels, height, width)`` or ``(..., features)``.
+        value: The layer's input, ``(batch, channels, height, width)`` or ``(batch, ..., features)``.
         positions: ``(batch, n)`` flat output positions.
-        output_width: Width of the output map.
+        output_width: Width of the output map; does not matter to a linear layer.
 
     Returns:
         ``(batch * n, kernel * channels)`` float32; the channel is the fastest dimension.
     """
     if not layer.kernel:
-        return value.reshape(-1, value.shape[-1]).float()
+        return gather_outputs(channels_second(layer, value), positions)
     if layer.kernel == (1, 1) and layer.padding == (0, 0) and layer.stride == (1, 1):
         return gather_outputs(value, positions)
     batch, channels, height, width = value.shape

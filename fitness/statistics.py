@@ -19,6 +19,7 @@ from fitness.compensation import shortcut_partners
 from fitness.folding import FoldedLayer
 from fitness.planar import PlanarLayer, planar
 from fitness.program import Program
+from fitness.regression import channels_second
 from search_spaces.errors import check_rules
 from search_spaces.genome import FloatArray, IntArray
 from search_spaces.groups import KEPT
@@ -271,15 +272,17 @@ class _Accumulator:
 
 
 class _Power:
-    """Variance of a value over images and positions, summed over channels."""
+    """Variance of a value over images and positions, summed over channels: those of the layer that is added to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: FoldedLayer) -> None:
+        self.layer = layer
         self.count = 0
         self.total: Tensor | float = 0.0
         self.squares: Tensor | float = 0.0
 
     def add(self, value: Tensor) -> None:
-        rows = value.double().movedim(1, -1).reshape(-1, value.shape[1])
+        maps = channels_second(self.layer, value).double()
+        rows = maps.movedim(1, -1).reshape(-1, maps.shape[1])
         rows = rows[torch.isfinite(rows).all(dim=1)]
         self.count += len(rows)
         self.total = self.total + rows.sum(dim=0)
@@ -321,7 +324,7 @@ def collect_statistics(
             value = values[program.input_of[layer.name]]
             sums[layer.name].add(views[layer.name].regressors(value, options.n_positions, generator))
 
-    powers = {total: _Power() for total, _ in shortcut_partners(program).values()}
+    powers = {total: _Power(program.layers[name]) for name, (total, _) in shortcut_partners(program).items()}
 
     def measure(name: str, value: Any) -> None:
         if name in powers:

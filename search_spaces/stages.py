@@ -86,7 +86,7 @@ def _places(space: SearchSpace) -> dict[str, tuple[int, str]]:
     for record in space.layers:
         assert record.weight is not None
         size = "x".join(str(side) for side in shapes[record.operation][2:]) or "vector"
-        layers.setdefault(record.weight.rpartition(".")[0], (when[record.operation], size))
+        layers.setdefault(record.weight.rpartition(".")[0] or record.weight, (when[record.operation], size))
     inside = {block.name: block.layers for block in space.blocks}
     found = {}
     for group in space.groups:

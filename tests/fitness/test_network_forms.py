@@ -1,0 +1,263 @@
+"""Every form of network that a search space is found for can be judged, and what is handed back is what was judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from fitness.compensation import SequentialCompensation, shortcut_partners
+from fitness.merging import MergeCompensation
+from fitness.program import Program, SlicedTensors
+from fitness.recalibration import Recalibration
+from fitness.static_compensation import StaticCompensation
+from fitness.statistics import StatisticsOptions, collect_statistics
+from fitness.two_step import TwoStep
+from fitness.writeback import compensated_model
+from search_spaces import SearchSpace, prune_model, stages_of
+from search_spaces.genome import BoolArray
+from search_spaces.surgery import named_tensors
+from search_spaces.verification import randomise, relative_difference
+from tests.search_spaces.patterns import PATTERNS
+
+
+class Stem(nn.Module):
+    """A convolution, a middle part that differs, and a head."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.middle, self.head = nn.Conv2d(3, 8, 3, stride=2), middle, nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value: Tensor = self.head(self.middle(F.relu(self.stem(x))).mean((2, 3)))
+        return value
+
+
+class ContextBlock(nn.Module):
+    """One number per channel is added to the map that it was made from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context: Tensor = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
+        return x + context
+
+
+class Offset(nn.Module):
+    """A parameter is added to what a layer makes."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.layer, self.offset = nn.Conv2d(8, 8, 3), nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.layer(x) + self.offset)
+
+
+class FunctionalNorm(nn.Module):
+    """A batch norm that no module stands for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Conv2d(8, 6, 3, bias=False), nn.Conv2d(6, 8, 1)
+        self.scale, self.shift = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+        self.register_buffer("mean", torch.randn(6) * 0.1)
+        self.register_buffer("power", torch.rand(6) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.batch_norm(self.layer(x), self.mean, self.power, self.scale, self.shift)  # type: ignore[arg-type]
+        value: Tensor = self.last(F.relu(y))
+        return value
+
+
+class SharedNorm(nn.Module):
+    """One batch norm behind two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.second(F.relu(self.norm(self.first(x))))))
+
+
+class BatchStatistics(nn.Module):
+    """A norm by the batch at hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.layer(x)))
+
+
+class Tokens(nn.Module):
+    """Linear layers over tokens, on a residual stream."""
+
+    def __init__(self, *, is_flat: bool) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.is_flat = is_flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.flatten(2).transpose(1, 2) if self.is_flat else x.permute(0, 2, 3, 1)
+        y = y + self.down(F.gelu(self.up(self.norm(y))))
+        return y.transpose(1, 2).unflatten(2, x.shape[2:]) if self.is_flat else y.permute(0, 3, 1, 2)
+
+
+class OwnConstant(nn.Module):
+    """Images are normalised by numbers in the code; one weight belongs to the network itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.weight, self.head = nn.Conv2d(3, 8, 3), nn.Parameter(torch.randn(6, 8, 1, 1)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)))
+        value: Tensor = self.head(F.relu(F.conv2d(x, self.weight)).mean((2, 3)))
+        return value
+
+
+FORMS: Mapping[str, Callable[[], nn.Module]] = {
+    "context block": lambda: Stem(ContextBlock()),
+    "scalar offset": lambda: Stem(Offset(1)),
+    "offset per channel": lambda: Stem(Offset(1, 8, 1, 1)),
+    "functional norm": lambda: Stem(FunctionalNorm()),
+    "shared norm": lambda: Stem(SharedNorm()),
+    "batch statistics": lambda: Stem(BatchStatistics()),
+    "tokens": lambda: Stem(Tokens(is_flat=True)),
+    "channels last": lambda: Stem(Tokens(is_flat=False)),
+    "own constant": OwnConstant,
+}
+COMPENSATIONS: Mapping[str, Callable[[Program, Tensor], Callable[[BoolArray], SlicedTensors]]] = {
+    "sliced": lambda program, _: program.slice,
+    "static": lambda program, inputs: StaticCompensation(program, collect_statistics(program, inputs)),
+    "sequential": SequentialCompensation,
+    "merged": MergeCompensation,
+    "recalibrated": Recalibration,
+}
+
+
+@cache
+def prepared(name: str) -> tuple[nn.Module, Program, Tensor, BoolArray]:
+    """Return network, program, images and a genome; patterns of the search spaces are forms, too."""
+    torch.manual_seed(0)
+    shape: tuple[int, ...] = (3, 12, 12)
+    if name in FORMS:
+        model = FORMS[name]()
+    else:
+        model, shape = PATTERNS[name].build(), tuple(PATTERNS[name].inputs()[0].shape[1:])
+    randomise(model, seed=3)
+    model = model.float().eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    space = SearchSpace.trace(model, torch.randn(2, *shape, generator=generator))
+    inputs = torch.randn(16 if space.graph.batch_is_dynamic else 2, *shape, generator=generator)
+    genome = space.sample(rng=np.random.default_rng(0), n=1)[0]
+    return model, Program(space, named_tensors(model)), inputs, genome
+
+
+SEARCHABLE = [*FORMS, *(name for name, pattern in PATTERNS.items() if pattern.n_genes and len(pattern.inputs()) == 1)]
+
+
+def first(output: object) -> Tensor:
+    """Return the first of the outputs of a network."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]  # type: ignore[index]
+    return output
+
+
+@pytest.mark.parametrize("name", SEARCHABLE)
+def test_the_program_is_the_sliced_network(name: str) -> None:
+    model, program, inputs, genome = prepared(name)
+    expected = first(prune_model(model, program.space, genome)(inputs))
+    assert relative_difference(expected, program.run(program.slice(genome), [inputs])[program.outputs[0]]) < 1e-4
+
+
+@pytest.mark.parametrize("compensation", COMPENSATIONS)
+@pytest.mark.parametrize("name", SEARCHABLE)
+def test_what_is_handed_back_is_what_was_judged(name: str, compensation: str) -> None:
+    model, program, inputs, genome = prepared(name)
+    tensors = COMPENSATIONS[compensation](program, inputs)(genome)
+    judged = program.run(tensors, [inputs])[program.outputs[0]]
+    assert torch.isfinite(judged).all()
+    assert relative_difference(judged, first(compensated_model(model, program, tensors)(inputs))) < 1e-3
+
+
+@pytest.mark.parametrize("max_bytes", [0, 1 << 26])
+@pytest.mark.parametrize("name", SEARCHABLE)
+def test_errors_of_layers_are_finite_and_an_update_never_adds_to_them(name: str, max_bytes: int) -> None:
+    _, program, inputs, genome = prepared(name)
+    two_step = TwoStep(program, collect_statistics(program, inputs, StatisticsOptions(max_bytes=max_bytes)))
+    without, after = two_step.e1(genome[None]), two_step.e2(genome[None])
+    assert np.isfinite(without).all()
+    assert (after <= without * (1 + 1e-6) + 1e-12).all()
+
+
+@pytest.mark.parametrize("staging", ["resolution", "blocks"])
+@pytest.mark.parametrize("name", FORMS)
+def test_every_group_is_in_a_stage(name: str, staging: str) -> None:
+    _, program, _, _ = prepared(name)
+    groups = np.concatenate([stage.groups for stage in stages_of(program.space, staging)])
+    assert sorted(groups.tolist()) == list(range(len(program.space.groups)))
+
+
+@pytest.mark.parametrize("name", ["context block", "scalar offset", "offset per channel"])
+def test_what_is_broadcast_is_no_shortcut(name: str) -> None:
+    assert not shortcut_partners(prepared(name)[1])
+
+
+@pytest.mark.parametrize("name", ["tokens", "channels last"])
+def test_linear_layers_over_tokens_are_solved(name: str) -> None:
+    """Compensation has to come nearer to the dense network than the slice is."""
+    _, program, inputs, genome = prepared(name)
+    (_, (total, _)) = next(iter(shortcut_partners(program).items()))
+    assert total
+    compensate = SequentialCompensation(program, inputs)
+    dense = program.slice(program.space.all_ones()[0])
+    outputs = [program.run(t, [inputs])[program.outputs[0]] for t in (dense, program.slice(genome), compensate(genome))]
+    assert (outputs[2] - outputs[0]).square().sum() < 0.9 * (outputs[1] - outputs[0]).square().sum()
+
+
+@pytest.mark.parametrize("name", ["tokens", "channels last"])
+def test_the_energy_of_a_sum_over_tokens_is_the_variance_of_its_features(name: str) -> None:
+    _, program, inputs, _ = prepared(name)
+    ((layer, (total, _)),) = shortcut_partners(program).items()
+    statistics = collect_statistics(program, inputs, StatisticsOptions(n_positions=10_000))
+    dense = program.slice(program.space.all_ones()[0])
+    value = program.run(dense, [inputs], keep=[total])[total]
+    expected = value.flatten(0, -2).double().var(dim=0, correction=0).sum()
+    (found,) = (consumer.energy for consumer in statistics.consumers if consumer.layer == layer)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_targets_are_what_the_layer_puts_out_and_not_what_its_activation_leaves() -> None:
+    """In float32 a linear layer's output is overwritten by the ReLU behind it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(48, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4)
+    ).eval()
+    inputs = torch.randn(40, 3, 4, 4)
+    program = Program(SearchSpace.trace(model, inputs[:2]), named_tensors(model))
+    dense = program.slice(program.space.all_ones()[0])
+    values = program.run(dense, [inputs], keep=list(program.layers))
+    targets = SequentialCompensation(program, inputs).targets
+    assert len(targets) >= 2
+    for name, target in targets.items():
+        assert torch.equal(target.rows, values[name])
+        assert name == "linear_2" or target.rows.min() < 0
+
+
+def test_a_network_with_constants_of_its_own_runs_in_bfloat16() -> None:
+    _, program, inputs, genome = prepared("own constant")
+    exact = program.run(program.slice(genome), [inputs])[program.outputs[0]]
+    short = program.run(program.slice(genome).cast(torch.bfloat16), [inputs.bfloat16()])[program.outputs[0]]
+    assert short.dtype == torch.bfloat16
+    assert relative_difference(exact, short.float()) < 0.1

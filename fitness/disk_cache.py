@@ -21,8 +21,8 @@ _LOGGER = logging.getLogger(__name__)
 def cached_entry(path: Path, compute: Callable[[], Any], pack: Callable[[Any], Any], unpack: Callable[..., Any]) -> Any:
     """Return the entry at ``path``, or what ``compute`` gives, kept there.
 
-    An entry that is damaged or does not fit is computed anew and told in a warning; so is a folder that cannot be
-    written.
+    An entry that is damaged, cannot be read or does not fit is computed anew and told in a warning; so is a folder that
+    cannot be written.
 
     Args:
         path: Named by the content of everything that decides the result.
@@ -57,9 +57,9 @@ def _content(tensors: Mapping[str, Tensor], facts: str) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Any] | None:
     """Return tensors and facts of an entry, or ``None`` where there is none that can be trusted."""
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         with safe_open(path, framework="pt") as file:
             written = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -67,7 +67,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Any] | None:
             raise ValueError("its content is not what was written")
         return tensors, json.loads(written["facts"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        _LOGGER.warning("cache entry %s is damaged and is computed anew: %s", path.name, error)
+        _LOGGER.warning("cache entry %s cannot be read and is computed anew: %s", path.name, error)
         return None
 
 
@@ -80,5 +80,5 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) 
             unfinished = Path(folder) / path.name
             save_file(whole, unfinished, {"facts": text, "content": _content(whole, text)})
             unfinished.replace(path)  # atomic within one file system
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         _LOGGER.warning("a result is not kept in %s: %s", path.parent, error)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fitness.compensation import CompensationOptions
-from search_spaces.errors import OptionError, UnknownNameError
+from search_spaces.errors import OptionError, UnknownNameError, check_rules
 
 OBJECTIVES = {
     "kl": "Kullback-Leibler divergence of the dense network's predictions from the candidate's; needs no labels",
@@ -108,3 +108,10 @@ class FitnessOptions:
                 raise OptionError(
                     f"`{rule} >= 1` must hold, but got {getattr(self, rule)}; leave it out for the default"
                 )
+        check_rules(
+            [
+                ("final_rectified_passes >= 0", self.final_rectified_passes >= 0, self.final_rectified_passes),
+                ("final_multiplications > 0", self.final_multiplications > 0, self.final_multiplications),
+                ("elite_multiplications > 0", self.elite_multiplications > 0, self.elite_multiplications),
+            ]
+        )

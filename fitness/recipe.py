@@ -232,7 +232,7 @@ def final_network(
         return prune_model(model, space, genome).eval()
     if options.compensation == "recalibrate":
         small = prune_model(model, space, genome).eval()
-        recalibrate(small, inputs.split(options.batch_size))
+        recalibrate(small, _batches(inputs, options.batch_size))
         return small
     program = Program(space, named_tensors(model))
     if options.compensation == "merge":
@@ -244,6 +244,14 @@ def final_network(
     if tensors.uncompensated and on_uncompensated is not None:
         on_uncompensated(tensors.uncompensated)
     return compensated_model(model, program, tensors)
+
+
+def _batches(inputs: Tensor, batch_size: int) -> list[Tensor]:
+    """Return ``inputs`` in batches; one image alone has no variance, and goes with the batch before it."""
+    batches = list(inputs.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) < 2:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def _weight_arrays(model: nn.Module) -> dict[str, npt.NDArray[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,7 +34,11 @@ def two_step_scores(recipe: EvaluatorRecipe) -> FloatArray:
 
 
 def two_step_of(recipe: EvaluatorRecipe) -> TwoStep:
-    """Return errors, marginals and orders of the network of ``recipe``, from the cache where they are known."""
+    """Return errors, marginals and orders of the network of ``recipe``, from the cache where they are known.
+
+    Computed on the CPU, wherever candidates run: small matrices in float64.
+    """
+    recipe = replace(recipe, device="cpu")
     return cached_two_step(recipe.program(), recipe.calibration_inputs(), SEARCH_STATISTICS)
 
 

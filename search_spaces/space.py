@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from search_spaces.blocks import ResidualBlock, remove_block, silenced
 from search_spaces.cost import Cost, Costs, ProductCost
-from search_spaces.errors import BudgetError, GenomeShapeError, OptionError, UnknownNameError
+from search_spaces.errors import BudgetError, GenomeShapeError, OptionError, UnknownNameError, check_rules
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.graph import NetworkGraph, as_inputs
 from search_spaces.groups import ChannelGroup, FrozenChannels, Genes, GroupRules
@@ -82,6 +82,7 @@ class SearchSpace:
             TraceError: The network cannot be traced, or not in time.
             OptionError: A limit or pattern is malformed or matches nothing.
         """
+        check_rules([("time_limit_s > 0", time_limit_s > 0, time_limit_s)])
         rules = GroupRules(tuple(protect), tuple(only), min_channels, round_to)
         inputs = as_inputs(example_input)
         twin = private_copy(model)

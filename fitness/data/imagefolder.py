@@ -21,6 +21,8 @@ from search_spaces.genome import IntArray
 
 _SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _CARVED_SHARE = 0.1
+#: What Pillow raises for damaged files; for a broken chunk of a PNG that is a ``SyntaxError``.
+_DECODING_ERRORS = (OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 _LAYOUT = (
     "the layout is PATH/train/<class>/<image>, and likewise PATH/val and PATH/test, which are else taken off train"
 )
@@ -170,7 +172,7 @@ def _decoded(path: Path, size: tuple[int, int]) -> Tensor:
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+    except _DECODING_ERRORS as error:
         raise DataError(f"{path} could not be decoded as an image ({error}); mend or remove the file") from error
     scale = max(width / image.width, height / image.height)
     covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))

@@ -115,7 +115,8 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    is_named = isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
+    if not is_named or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(
             f"{path} must hold a mapping of names to tensors, itself or under {' / '.join(_WRAPPERS)}, "
             "but it does not; save `model.state_dict()`"

@@ -107,6 +107,14 @@ def test_the_dearest_rung_judges_the_network_that_is_handed_back() -> None:
     assert float((logits - expected).abs().max()) < 0.1 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("n_images", [1, 2, 3, 4, 5])
+def test_no_image_is_left_alone_when_batch_norms_are_recalibrated(n_images: int) -> None:
+    model, space, genomes = setting()
+    options = replace(OPTIONS, compensation="recalibrate", final_calibration_images=n_images + 8, batch_size=4)
+    small = final_network(model, space, genomes[0], data(), options, seed=5)
+    assert all(torch.isfinite(tensor).all() for tensor in small.state_dict().values())
+
+
 def test_elites_see_images_that_the_judge_did_not_as_far_as_there_are_any() -> None:
     made = recipe("network", "shipped", options=replace(OPTIONS, fitness_images="heldout"))
     judged = {image.tobytes() for image in made.arrays["fitness/images"]}

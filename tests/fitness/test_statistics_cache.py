@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from fitness import statistics_cache
+from fitness.disk_cache import cached_entry
 from fitness.program import Program
 from fitness.statistics import DenseStatistics, StatisticsOptions, collect_statistics
 from fitness.statistics_cache import cached_statistics, cached_two_step, statistics_key
@@ -104,3 +106,18 @@ def test_default_folder_is_below_the_users_cache(tmp_path: Path, monkeypatch: py
     _, program, inputs = program_of("convolution")
     cached_statistics(program, inputs, OPTIONS)
     assert len(list((tmp_path / "statistics").iterdir())) == 1
+
+
+def test_a_result_that_does_not_fit_on_the_disk_is_not_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "entry.safetensors"
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        found = cached_entry(path, lambda: {"a": torch.ones(9000)}, lambda tensors: (tensors, {}), lambda t, _: dict(t))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert torch.equal(found["a"], torch.ones(9000))
+    assert "is not kept" in caplog.text
+    assert not path.exists()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import SearchSpace
-from search_spaces.errors import TraceError
+from search_spaces.errors import OptionError, TraceError
 from search_spaces.export import export_graph
 from search_spaces.time_limit import time_limit
 from tests.search_spaces.patterns import build_pattern
@@ -126,3 +126,9 @@ def test_a_network_that_cannot_be_copied_says_so() -> None:
     model.generator = (x for x in ())  # type: ignore[assignment]
     with pytest.raises(TraceError, match="must be copyable"):
         SearchSpace.trace(model, torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_a_time_limit_is_positive(seconds: float) -> None:
+    with pytest.raises(OptionError, match="`time_limit_s > 0` must hold"):
+        SearchSpace.trace(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4), time_limit_s=seconds)

@@ -205,6 +205,18 @@ def test_imagefolder_names_a_file_that_cannot_be_decoded(tmp_path: Path) -> None
         data.train.take(np.array([1]))
 
 
+def test_imagefolder_names_a_file_with_a_broken_chunk(tmp_path: Path) -> None:
+    spec = image_tree(tmp_path, {"train": 1, "val": 1, "test": 1})
+    path = tmp_path / "train" / "dog" / "000.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    second = content.index(b"IDAT", content.index(b"IDAT") + 1)
+    content[second : second + 4] = bytes((0, 255, 1, 2))
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"000\.png could not be decoded as an image"):
+        load_data(spec).train.take(np.array([1]))
+
+
 class FakeSet:
     """Stands in for every class of torchvision.datasets: 40 training and 8 test images, root untouched."""
 
@@ -269,6 +281,13 @@ def test_failed_download_names_the_remedy(tmp_path: Path, monkeypatch: pytest.Mo
 def test_unknown_data_suggest_the_nearest(spec: str, near: str) -> None:
     with pytest.raises(UnknownNameError, match=f"unknown data .*did you mean '{near}'"):
         load_data(spec)
+
+
+def test_the_message_about_data_holds_what_was_given() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown data 'npy:x\.npy'"):
+        load_data("npy:x.npy")
+    with pytest.raises(OptionError, match="`npz:` and `imagefolder:` only, but got 'digits:foo'; write 'digits'"):
+        load_data("digits:foo")
 
 
 @pytest.mark.parametrize("spec", ["npz:", "npz", "imagefolder:"])

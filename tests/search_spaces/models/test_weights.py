@@ -140,9 +140,10 @@ def test_no_file_and_no_tensors(fresh: nn.Module, tmp_path: Path) -> None:
         load_weights(fresh, tmp_path / "absent.pt")
     with pytest.raises(WeightsError, match="does not exist or is not a file"):
         load_weights(fresh, tmp_path)
-    torch.save({"epoch": 3}, tmp_path / "w.pt")
-    with pytest.raises(WeightsError, match="must hold a mapping of names to tensors"):
-        load_weights(fresh, tmp_path / "w.pt")
+    for content in ({"epoch": 3}, {0: torch.zeros(1)}):
+        torch.save(content, tmp_path / "w.pt")
+        with pytest.raises(WeightsError, match="must hold a mapping of names to tensors"):
+            load_weights(fresh, tmp_path / "w.pt")
 
 
 def test_weights_that_are_not_finite(fresh: nn.Module, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from evoprune.search import comparable_rows
 from search_spaces.errors import OptionError
 
 _READ_TIMEOUT_S = 5.0
+_SILENCE_OF_THE_DEAD_S = 10.0
+"""Between the making of a run directory and its lock there is less: only then a run that nobody holds has died."""
 LEAST_INTERVAL_S = 0.1
 #: Why a run is not going on. ``killed``: its process is gone without a word.
 ENDED = ("finished", "interrupted", "failed", "killed")
@@ -85,7 +87,8 @@ class CourseWriter(Callback):
         self._write(status=outcome.status, reason=outcome.reason, elapsed_s=outcome.elapsed_s)
 
     def on_failure(self, message: str) -> None:
-        """Write the error."""
+        """Write the error, beside what was written before."""
+        self._status = self._status or self._store.status()
         self._write(status="failed", reason=message)
 
     def _write(self, row: Mapping[str, Any] | None = None, **changes: Any) -> None:
@@ -188,7 +191,8 @@ def read_snapshot(run: str | Path, *, now: Callable[[], float] = time.time) -> R
     """Return where the run in the directory ``run`` stands.
 
     Args:
-        run: A run directory, live or not; only its ``config.json`` and its evaluation store are looked at.
+        run: A run directory, live or not; only its ``config.json`` and its evaluation store are looked at, and before
+            the first request whether a process holds it.
         now: Seconds since 1970.
 
     Raises:
@@ -196,7 +200,7 @@ def read_snapshot(run: str | Path, *, now: Callable[[], float] = time.time) -> R
     """
     directory = RunDirectory.open_existing(Path(run))
     if not directory.evaluations_path.is_file():
-        return RunSnapshot(str(directory.path), "preparing")
+        return _before_requests(directory, {}, now())
     with (
         EvaluationStore(directory.evaluations_path, read_only=True, timeout_s=_READ_TIMEOUT_S) as store,
         store.one_moment(),
@@ -205,7 +209,7 @@ def read_snapshot(run: str | Path, *, now: Callable[[], float] = time.time) -> R
         seconds = store.seconds_by_rung()
         rungs = {rung: RungFigures(n, seconds[rung]) for rung, n in store.count_by_rung().items()}
     if not content:
-        return RunSnapshot(str(directory.path), "preparing", rungs=rungs)
+        return _before_requests(directory, rungs, now())
     silent_s = max(now() - float(content.pop("updated_at")), 0.0)
     pid, host = int(content.pop("pid", 0)), content.pop("host", "")
     if content.get("status") == "running":
@@ -242,6 +246,14 @@ def follow(
         if snapshot.has_ended:
             return
         sleep(interval_s)
+
+
+def _before_requests(directory: RunDirectory, rungs: Mapping[str, RungFigures], now: float) -> RunSnapshot:
+    """Return where a run stands that has not written its course: in preparation, or dead without a word."""
+    run = str(directory.path)
+    if now - directory.changed_at() < _SILENCE_OF_THE_DEAD_S or directory.is_held():
+        return RunSnapshot(run, "preparing", rungs=rungs)
+    return RunSnapshot(run, "killed", f"its process is gone; continue it with `evoprune resume {run}`", rungs=rungs)
 
 
 def _is_alive(pid: int) -> bool:

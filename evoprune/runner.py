@@ -115,8 +115,9 @@ class _Session:
             try:
                 self._restore()
                 self._announce()
-                while (reason := self._stop_reason()) is None:
-                    self._step()
+                has_ended = True  # a generation: checkpoints are made there
+                while (reason := self._stop_reason(has_ended)) is None:
+                    has_ended = self._step()
                     self._check_stop()
             except _Stopped as stopped:
                 status, reason = stopped.status, stopped.reason
@@ -148,26 +149,32 @@ class _Session:
         self._listeners.end(outcome)
         return outcome
 
-    def _step(self) -> None:
-        """Answer one request of the search, and save where that ends a generation."""
+    def _step(self) -> bool:
+        """Answer one request of the search; save where that ends a generation, and return whether it did."""
         request = self._search.ask()
         if not self._search.tell(self._evaluate(request)):
-            return
+            return False
         self._save()
-        best = self._search.best
-        assert best is not None
-        row = dict(self._search.logbook[-1])
+        self._log_generation()
+        self._listeners.generation(self._generation_event())
+        return True
+
+    def _log_generation(self) -> None:
         self._run_directory.append_log(
             "generation",
-            **row,
+            **self._search.logbook[-1],
             n_evaluations=self._n_evaluations,
             n_cached=self._n_cached,
             elapsed_s=round(self._elapsed_s, 3),
         )
-        event = GenerationFinished(
+
+    def _generation_event(self) -> GenerationFinished:
+        best = self._search.best
+        assert best is not None
+        row = dict(self._search.logbook[-1])
+        return GenerationFinished(
             self._search.generation, row, best, self._n_evaluations, self._n_cached, self._elapsed_s
         )
-        self._listeners.generation(event)
 
     def _evaluate(self, request: EvaluationRequest) -> list[Evaluation]:
         """Return the evaluations of ``request``, from the store or the executor, and store the new ones."""
@@ -210,12 +217,12 @@ class _Session:
             if reason is not None:
                 raise _Stopped("finished", reason)
 
-    def _stop_reason(self) -> str | None:
-        """Return why the search ends between two requests; never before there is a network to hand back."""
+    def _stop_reason(self, has_ended: bool) -> str | None:
+        """Return why the search ends where a generation ``has_ended``; never before there is a network to hand back."""
         search = self._search
         if search.is_finished:
             return f"{search.n_generations} generations"
-        reason = None if search.generation < 0 else self._rules.reason(self._progress())
+        reason = self._rules.reason(self._progress()) if has_ended and search.generation >= 0 else None
         if reason is not None and not search.is_complete:
             search.hurry()
             return None
@@ -223,7 +230,11 @@ class _Session:
 
     def _progress(self) -> Progress:
         return Progress(
-            self._search.generation, self._n_evaluations, self._elapsed_s, comparable_rows(self._search.logbook)
+            self._search.generation,
+            self._n_evaluations,
+            self._elapsed_s,
+            comparable_rows(self._search.logbook),
+            self._search.is_complete,
         )
 
     # ------------------------------------------------------------------ beginning and saving
@@ -245,17 +256,30 @@ class _Session:
             n_workers=event.n_workers,
         )
         self._listeners.start(event)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Write the row of the restored generation where a session ended between its checkpoint and the row."""
+        generation = self._search.generation
+        if generation < 0 or any(int(row["gen"]) == generation for row in self._store.generations()):
+            return
+        logged = self._run_directory.read_log()
+        if not any(event.get("event") == "generation" and event.get("gen") == generation for event in logged):
+            self._log_generation()
+        self._listeners.generation(self._generation_event())
 
     def _restore(self) -> None:
         checkpoint, skipped = self._checkpoints.load_latest()
         for reason in skipped:
             self._listeners.warning(f"checkpoint passed over: {reason}")
+        # Work on a generation that did not end has taken its time, too.
+        self._elapsed_before_s = float(self._store.status().get("elapsed_s", 0.0))
         if checkpoint is None:
             return
         self._search.restore(SearchState(checkpoint.arrays, checkpoint.data["search"]))
         self._n_evaluations = int(checkpoint.data["n_evaluations"])
         self._n_cached = int(checkpoint.data["n_cached"])
-        self._elapsed_before_s = float(checkpoint.data["elapsed_s"])
+        self._elapsed_before_s = max(self._elapsed_before_s, float(checkpoint.data["elapsed_s"]))
 
     def _save(self) -> None:
         state = self._search.state()

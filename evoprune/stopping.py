@@ -18,13 +18,15 @@ class Progress:
         n_evaluations: Evaluations made, at any rung.
         elapsed_s: Seconds of work.
         logbook: One row per finished generation, with ``best``: the best objective of the judge rung so far; and with
-            ``hypervolume`` where the search has a front.
+            ``hypervolume`` where the search has a front, ``best_plain`` where ``best`` has costs added.
+        is_complete: Whether the best genome is one of the whole network: not while parts of it are still dense.
     """
 
     generation: int
     n_evaluations: int
     elapsed_s: float
     logbook: Sequence[Mapping[str, Any]]
+    is_complete: bool = True
 
 
 class StopRule(Protocol):
@@ -144,14 +146,20 @@ class HypervolumeGain:
 
 @dataclass(frozen=True)
 class Target:
-    """Ends when the best objective of the judge rung is at most ``objective``."""
+    """Ends when the best objective of the judge rung is at most ``objective``, costs that are added to it left out.
+
+    A network of which parts are still dense has not reached it.
+    """
 
     objective: float
     urgent: bool = False
 
     def reason(self, progress: Progress) -> str | None:
         """Return why the search ends now; None to go on."""
-        is_reached = len(progress.logbook) > 0 and float(progress.logbook[-1]["best"]) <= self.objective
+        if not progress.logbook or not progress.is_complete:
+            return None
+        row = progress.logbook[-1]
+        is_reached = float(row.get("best_plain", row["best"])) <= self.objective
         return f"objective {self.objective:g} reached" if is_reached else None
 
 

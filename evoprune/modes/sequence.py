@@ -107,8 +107,9 @@ class SequentialSearch:
 
     @property
     def n_generations(self) -> int:
-        """The last generation, where no stop rule ends a part before."""
-        return len(self.parts) * (self.config.n_generations + 1) - 1
+        """The last generation, where no stop rule ends a further part before its time."""
+        n_left = len(self.parts) - self._index
+        return self._n_before + n_left * (self.config.n_generations + 1) - 1
 
     @property
     def population_size(self) -> int:

@@ -80,3 +80,17 @@ def test_objects_are_neither_written_nor_read(tmp_path: Path) -> None:
     assert checkpoint.generation == 2
     assert len(skipped) == 1
     assert "allow_pickle=False" in skipped[0]
+
+
+def test_no_flipped_bit_is_more_than_a_checkpoint_passed_over(tmp_path: Path) -> None:
+    """Some make the archive look encrypted, or packed in a way that nobody knows."""
+    folder = CheckpointFolder(tmp_path)
+    save(folder, 1)
+    path = save(folder, 2)
+    content = path.read_bytes()
+    for place in [*range(200), *range(len(content) - 300, len(content))]:
+        for bit in (0, 3):
+            path.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
+            checkpoint, skipped = folder.load_latest()
+            assert checkpoint is not None
+            assert (checkpoint.generation == 2) == (not skipped)

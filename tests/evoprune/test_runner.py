@@ -330,3 +330,71 @@ def test_a_process_killed_inside_a_generation_loses_nothing(
     assert_equal_runs(run(directory), whole[1])
     assert stored(directory) == stored(whole[0])
     json.loads(directory.log_path.read_text().splitlines()[-1])
+
+
+def test_evaluations_are_counted_at_the_end_of_a_generation(tmp_path: Path) -> None:
+    """What a screen has chosen is judged before the search ends."""
+    outcome, search = run(make_run(tmp_path / "run"), stop=MaxEvaluations(12))
+    assert outcome.reason == "12 evaluations"
+    assert outcome.n_evaluations > 12
+    assert search.generation == 1
+    judged = [
+        record[1] for record in stored(RunDirectory.open_existing(tmp_path / "run")) if record[0].rung == "network"
+    ]
+    assert set(judged) == {0, 1}
+
+
+def test_time_counts_that_went_into_a_generation_that_did_not_end(tmp_path: Path) -> None:
+    """A run that time has ended stays ended, however often it is resumed under the same limit."""
+    directory, seconds = make_run(tmp_path / "run"), iter(range(10**6))
+
+    def timed() -> SearchOutcome:
+        space = tiny_space()
+        executor = InProcessExecutor(CountingEvaluator(make_target(space.n_genes)), 1, chunk_size=1)
+        with EvaluationStore(directory.evaluations_path, space.n_genes, space.fingerprint) as store:
+            outcome = run_search(
+                Search(space, CONFIG, seed=11),
+                executor,
+                store,
+                directory,
+                stop=MaxSeconds(60.0),
+                clock=lambda: float(next(seconds)),
+            )
+        executor.close()
+        return outcome
+
+    first = timed()
+    assert first.reason == "60 s"
+    n_stored = len(stored(directory))
+    second = timed()
+    assert second.reason == "60 s"
+    assert first.best is not None
+    assert second.best is not None
+    assert second.best.digest == first.best.digest
+    assert len(stored(directory)) == n_stored
+    assert second.elapsed_s >= first.elapsed_s
+
+
+DIES_AT = {
+    "log": "evoprune.runner._Session._log_generation",
+    "store": "evoprune.course.CourseWriter.on_generation",
+}
+
+
+@pytest.mark.parametrize("place", DIES_AT)
+def test_a_generation_that_was_saved_is_logged_though_the_process_died_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def die(*_: Any, **__: Any) -> None:
+        raise Death("the process dies here")
+
+    directory = make_run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(DIES_AT[place], die)
+        with pytest.raises(Death):
+            run(directory)
+    run(directory)
+    with EvaluationStore(directory.evaluations_path, read_only=True) as store:
+        assert [row["gen"] for row in store.generations()] == [0, 1, 2, 3, 4]
+    log = [event["gen"] for event in directory.read_log() if event["event"] == "generation"]
+    assert log == [0, 1, 2, 3, 4]

@@ -43,6 +43,13 @@ def test_each_rule_at_its_boundary(rule: StopRule, at: dict[str, Any], before: d
     assert rule.reason(progress(**before)) is None
 
 
+def test_a_target_is_one_of_the_whole_network_and_without_costs() -> None:
+    row = {"best": 0.4, "best_plain": 0.1}
+    assert Target(0.2).reason(Progress(3, 40, 9.0, [row]))
+    assert Target(0.2).reason(Progress(3, 40, 9.0, [{**row, "best_plain": 0.3}])) is None
+    assert Target(0.2).reason(Progress(3, 40, 9.0, [row], is_complete=False)) is None
+
+
 def front_progress(volumes: str) -> Progress:
     rows = [{"best": 1.0 - i, "hypervolume": float(volume)} for i, volume in enumerate(volumes.split())]
     return Progress(len(rows) - 1, 40, 9.0, rows)

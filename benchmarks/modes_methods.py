@@ -142,7 +142,7 @@ class Bench:
         self._source = dict(source)
         self._prepared: Preparation | None = None
         self._executors: dict[tuple[int, tuple[str, ...]], Executor] = {}
-        self._knowledge: dict[float, Knowledge] = {}
+        self._knowledge: dict[tuple[str, float], Knowledge] = {}
 
     def close(self) -> None:
         """End the threads."""
@@ -184,11 +184,12 @@ class Bench:
             self._executors[key] = make_executor(options, self.preparation(1.0))
         return self._executors[key]
 
-    def knowledge(self, budget: float) -> Knowledge:
-        """Return what the criteria say."""
-        if budget not in self._knowledge:
-            self._knowledge[budget] = knowledge_of(self.options(budget=budget), self.preparation(budget))
-        return self._knowledge[budget]
+    def knowledge(self, mode: str, budget: float) -> Knowledge:
+        """Return what the criteria say to a search in ``mode``."""
+        if (mode, budget) not in self._knowledge:
+            options = self.options(mode, budget=budget)
+            self._knowledge[mode, budget] = knowledge_of(options, self.preparation(budget))
+        return self._knowledge[mode, budget]
 
     def is_feasible(self, genome: BoolArray, budget: float) -> bool:
         """Return whether ``genome`` ``(n_genes,)`` keeps within the budget."""
@@ -231,7 +232,7 @@ class Bench:
     def _run_mode(self, task: Task, n_generations: int, end: Both) -> Course:
         options = self.options(task.method, budget=task.budget, n_generations=n_generations)
         preparation = self.preparation(task.budget)
-        search = make_search(options, preparation, self.knowledge(task.budget))
+        search = make_search(options, preparation, self.knowledge(task.method, task.budget))
         recorder, space = CourseRecorder(), preparation.space
         with tempfile.TemporaryDirectory() as folder:
             run = RunDirectory.create(Path(folder) / "run", options={}, hashes={})

@@ -16,6 +16,7 @@ from evoprune.search import InitialShares, Prior
 from evoprune.search.guides import LearnScores
 from fitness.criteria import CRITERIA, ChannelKnowledge, CriterionInput, cached_knowledge, draw_seeds, shapley_values
 from fitness.recipe import EvaluatorRecipe
+from search_spaces import SearchSpace
 from search_spaces.errors import EvoPruneError, OptionError, UnknownNameError
 from search_spaces.genome import BoolArray, FloatArray
 
@@ -180,6 +181,7 @@ def gather_knowledge(
     budgets: Mapping[str, float],
     model: nn.Module | None = None,
     seed: int = 0,
+    is_spread: bool = False,
 ) -> Knowledge:
     """Return seeds and priors by the criteria of ``choice``, from the user's cache where they were computed before.
 
@@ -191,6 +193,7 @@ def gather_knowledge(
         model: The dense network, for criteria that run its own code.
         seed: For criteria that draw random numbers themselves.
         budgets: As for :meth:`SearchSpace.repair`.
+        is_spread: Whether seeds are of evenly spread costs, from the least to the first budget, and not all at it.
 
     Raises:
         EvoPruneError: A criterion that was asked for by name cannot be computed, or offers no prior; the message says
@@ -215,13 +218,26 @@ def gather_knowledge(
     dealt = [name for name in choice.seeds if name in known]
     wanted = [dealt[index % len(dealt)] for index in range(choice.n_seeds(population_size) if dealt else 0)]
     n_seeds = {name: wanted.count(name) for name in dict.fromkeys(wanted)}
-    seeds = [draw_seeds(known[name], recipe.space, rng=rng, n=n, budgets=budgets) for name, n in n_seeds.items()]
+    if is_spread:
+        levels = _spread(recipe.space, budgets, len(wanted))
+        draws = [(name, 1, level) for name, level in zip(wanted, levels, strict=True)]
+    else:
+        draws = [(name, n, budgets) for name, n in n_seeds.items()]
+    seeds = [draw_seeds(known[name], recipe.space, rng=rng, n=n, budgets=within) for name, n, within in draws]
     priors = tuple(
         Prior(name, learn=LEARNED[name].learn) if name in LEARNED else prior_of(name, known[name])
         for name in choice.priors
         if name in LEARNED or name in known
     )
     return Knowledge(np.concatenate(seeds) if seeds else None, priors, n_seeds, left_out)
+
+
+def _spread(space: SearchSpace, budgets: Mapping[str, float], n: int) -> list[Mapping[str, float]]:
+    """Return ``n`` times ``budgets``, the first of them in equal steps from the least reachable cost, left out."""
+    metric, most = next(iter(budgets.items()))
+    smallest, dense = space.cost_range(metric)
+    least = min((smallest + 0.5) / dense, most)
+    return [{**budgets, metric: min(least + (most - least) * (i + 1) / n, most)} for i in range(n)]
 
 
 def prior_of(name: str, knowledge: ChannelKnowledge) -> Prior:

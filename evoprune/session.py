@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -188,7 +189,8 @@ def knowledge_of(options: SearchOptions, preparation: Preparation) -> Knowledge:
     Raises:
         OptionError: A criterion that was asked for by name cannot be computed.
     """
-    if not MODES[options.mode].is_informed:
+    mode = MODES[options.mode]
+    if not mode.is_informed:
         return Knowledge(None, ())
     with one_thread():
         return gather_knowledge(
@@ -199,6 +201,7 @@ def knowledge_of(options: SearchOptions, preparation: Preparation) -> Knowledge:
             model=preparation.dense.model,
             seed=options.seed,
             budgets=preparation.budgets,
+            is_spread=mode.has_front or all(budget >= 1 for budget in preparation.budgets.values()),
         )
 
 
@@ -240,8 +243,13 @@ def make_executor(
     if isinstance(before, RayExecutor):
         before.renew(recipe)
         return before
-    n_gpus = torch.cuda.device_count() / options.workers if device.type == "cuda" else 0
-    return RayExecutor(recipe, options.workers, address=options.address, n_gpus_per_worker=min(n_gpus, 1))
+    n_gpus = gpu_share(options.workers, torch.cuda.device_count()) if device.type == "cuda" else 0
+    return RayExecutor(recipe, options.workers, address=options.address, n_gpus_per_worker=n_gpus)
+
+
+def gpu_share(n_workers: int, n_devices: int) -> float:
+    """Return how much of a device each worker gets: all of one, or as equal a part as whole numbers allow."""
+    return 1 / max(math.ceil(n_workers / max(n_devices, 1)), 1)
 
 
 def _executor_of(run: RunDirectory, search: Strategy, options: SearchOptions, preparation: Preparation) -> Executor:

@@ -25,6 +25,7 @@ from fitness.evaluation import Evaluation
 from search_spaces.errors import ExecutionError, OptionError
 from search_spaces.genome import BoolArray, IntArray
 
+_ROUNDING = 1e-9  # of a share of a device
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming behaviour, without its warning
@@ -46,6 +47,11 @@ class _Worker:
         """Return one evaluation per row of ``packed``."""
         genomes = np.unpackbits(packed, axis=1, count=n_genes).astype(np.bool_)
         return evaluate_chunk(self._evaluator, genomes, rung)
+
+
+def workers_per_device(share: float) -> int:
+    """Return how many workers fit on one device that each take ``share`` of it, in (0, 1]."""
+    return int(1 / share + _ROUNDING)  # 1 // 0.2 is 4
 
 
 class RayExecutor:
@@ -210,7 +216,8 @@ class RayExecutor:
         limits = [node.get("CPU", 0.0) // cpu] if cpu else []
         if gpu:
             n_gpus = node.get("GPU", 0.0)
-            limits.append(n_gpus // gpu if gpu >= 1 else n_gpus * (1 // gpu))  # a share never spans two devices
+            # A share never spans two devices.
+            limits.append(n_gpus // gpu if gpu >= 1 else n_gpus * workers_per_device(gpu))
         return int(min(limits, default=float(self._n_workers)))
 
     def _wait_until_ready(self) -> None:

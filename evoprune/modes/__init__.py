@@ -14,7 +14,11 @@ from evoprune.modes.whole import search_whole
 MODES: Mapping[str, Mode] = {
     "global": Mode("the whole genome evolves under the budget", search_whole),
     "pareto": Mode(
-        "NSGA-II over quality and cost: one run, a whole front", search_front, uses_elites=False, default_budget="1"
+        "NSGA-II over quality and cost: one run, a whole front",
+        search_front,
+        uses_elites=False,
+        default_budget="1",
+        has_front=True,
     ),
     "random": Mode(
         "random genomes under the budget, as many evaluations",

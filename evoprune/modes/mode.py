@@ -89,6 +89,7 @@ class Mode:
         default_budget: The budget where none is given; ``1`` is none.
         own_ladder: Turns the ladder that was asked for into that of the mode; None takes it as it is.
         options: Options that are read in this mode and in no other.
+        has_front: Whether it searches a whole front of costs, and not networks at the budget.
         is_sequential: Whether parts of the network are searched one after the other, each for its own generations.
         check: Raises an OptionError where a network, or other options, do not suit the mode; before any work is done.
     """
@@ -102,6 +103,7 @@ class Mode:
     default_budget: str = "0.3"
     own_ladder: Callable[[LadderPlan], LadderPlan] | None = None
     options: tuple[str, ...] = ()
+    has_front: bool = False
     is_sequential: bool = False
     check: Callable[[SearchSpace, SearchOptions], None] | None = None
 

@@ -11,7 +11,7 @@ from evoprune.search.config import SearchConfig
 from evoprune.search.dominance import ParetoArchive, crowded_ranks, hypervolume, knee, select_nsga2
 from evoprune.search.engine import Search
 from evoprune.search.feasibility import Repairer, Space
-from evoprune.search.initialisation import DistinctGenomes, initial_population
+from evoprune.search.initialisation import DistinctGenomes, InitialShares, initial_population
 from evoprune.search.messages import BestGenome
 from evoprune.search.operators import with_counts
 from evoprune.search.state import SearchState, pack_genomes, unpack_genomes
@@ -141,19 +141,31 @@ class ParetoSearch(Search):
         if seeds is not None and len(seeds):
             found.add(self._repairer(seeds, rng=rng))
         levels = self._cost_levels(min(_N_LEVELS, max(n_wanted // 2, 2)))
-        n_per_level = [len(part) for part in np.array_split(np.arange(n_wanted - len(found)), len(levels))]
-        for level, n_level in zip(levels, n_per_level, strict=True):
+        for level, (n_uniform, n_random, n_level) in zip(
+            levels, self._dealt(n_wanted - len(found), len(levels)), strict=True
+        ):
             repairer = Repairer(self.space, {**self.config.budgets, self.metric: level})
             if n_level:
-                found.add(
-                    initial_population(
-                        repairer, n_level, rng=rng, scores=self.mixture.orders, shares=self.config.initial
-                    )
-                )
+                shares = InitialShares(n_uniform / n_level, n_random / n_level)
+                found.add(initial_population(repairer, n_level, rng=rng, scores=self.mixture.orders, shares=shares))
         for _ in range(_N_ATTEMPTS):  # the dense network is alone at its cost, and a seed may be there already
             if len(found) < n_wanted:
                 found.add(self._repairer.sample(n_wanted - len(found), rng=rng))
         return found.genomes()
+
+    def _dealt(self, n: int, n_levels: int) -> list[tuple[int, int, int]]:
+        """Return how many of ``n`` individuals every level gets: uniform ones, random ones, and all."""
+        shares = self.config.initial
+        n_uniform, n_random = round(shares.uniform * n), round(shares.random * n)
+        level_of = np.arange(n) % n_levels
+        return [
+            (
+                int((level_of[:n_uniform] == level).sum()),
+                int((level_of[n_uniform : n_uniform + n_random] == level).sum()),
+                int((level_of == level).sum()),
+            )
+            for level in range(n_levels)
+        ]
 
     def _cost_levels(self, n: int) -> list[float]:
         """Return ``n`` costs from the least reachable one to the budget, in equal steps."""

@@ -162,3 +162,19 @@ def test_shapley_values_are_a_prior_beside_others_and_propose_nothing(recipe: Ev
         with pytest.raises(OptionError, match="cannot propose first genomes; use it with `--prior`"):
             resolve_options(SearchOptions, {"seed": 0, "seed_with": text})
     assert "shapley" in catalogue()["criteria"]
+
+
+def test_seeds_are_spread_over_costs_where_a_whole_front_is_searched(recipe: EvaluatorRecipe) -> None:
+    space = recipe.space
+    of_l1 = gather(recipe, Choice(("l1",), ()), is_spread=True)
+    assert of_l1.seeds is not None
+    assert of_l1.n_seeds == {"l1": 8}
+    shares = space.macs(of_l1.seeds) / space.macs_dense
+    assert (np.diff(shares) >= 0).all()
+    assert len(np.unique(of_l1.seeds, axis=0)) == 8
+    assert 0.45 < shares[-1] <= 0.5
+    assert shares[0] < 0.3
+    of_two_step = gather(recipe, Choice((TWO_STEP,), ()), is_spread=True)
+    assert not np.array_equal(of_l1.seeds, of_two_step.seeds)
+    mixed = gather(recipe, Choice((TWO_STEP, "l1"), ()), is_spread=True)
+    assert mixed.n_seeds == {TWO_STEP: 4, "l1": 4}

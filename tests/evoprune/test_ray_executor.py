@@ -88,6 +88,17 @@ def test_more_workers_than_fit_are_refused_with_the_number_that_fits() -> None:
         RayExecutor(RECIPE, 1, n_gpus_per_worker=64)
 
 
+@pytest.mark.parametrize("n_devices", [1, 2, 3])
+@pytest.mark.parametrize("n_workers", range(1, 13))
+def test_workers_share_devices_and_all_of_them_fit(n_workers: int, n_devices: int) -> None:
+    from evoprune.execution.ray_executor import workers_per_device
+    from evoprune.session import gpu_share
+
+    share = gpu_share(n_workers, n_devices)
+    assert n_devices * workers_per_device(share) >= n_workers
+    assert share == 1 or workers_per_device(share) == -(-n_workers // n_devices)
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_recipe_that_cannot_be_built_is_an_error() -> None:
     from evoprune.execution.ray_executor import RayExecutor

@@ -187,3 +187,15 @@ def test_a_front_needs_a_cost_and_one_judge() -> None:
         make_search(metric="params")
     with pytest.raises(OptionError, match="judged by one rung, but the ladder has the elite rung 'dear'"):
         make_search(dataclasses.replace(CONFIG, ladder=LadderPlan("network", elite="dear")))
+
+
+@pytest.mark.parametrize("n_seeds", [0, 8])
+def test_as_many_are_random_as_in_a_search_at_one_budget(n_seeds: int) -> None:
+    search = make_search()
+    n = CONFIG.population_size - n_seeds
+    dealt = search._dealt(n, 8)
+    assert sum(n_level for _, _, n_level in dealt) == n
+    assert max(n_level for _, _, n_level in dealt) - min(n_level for _, _, n_level in dealt) <= 1
+    assert sum(n_uniform for n_uniform, _, _ in dealt) == round(CONFIG.initial.uniform * n)
+    assert sum(n_random for _, n_random, _ in dealt) == round(CONFIG.initial.random * n)
+    assert all(n_uniform + n_random <= n_level for n_uniform, n_random, n_level in dealt)

@@ -31,6 +31,9 @@ _READERS: Mapping[str, tuple[str, ...]] = {
     "n_elite_images": ("ladder",),
     "n_distillation_steps": ("distill",),
 }
+_USUAL_OBJECTIVE = SearchOptions.model_fields["objective"].default
+#: Options that only modes read which ask criteria.
+_OF_CRITERIA = ("seed_with", "prior", "seed_share", "random_share", "prior_temperature")
 _WITHOUT_IMAGES = (E1_RUNG, E2_RUNG, WAVELET_RUNG)
 
 
@@ -60,9 +63,24 @@ def ladder_plan(options: SearchOptions, n_fitness_images: int | None = None) -> 
         raise OptionError("`screen_factor` needs a rung that screens, but 'network' has none without halvings")
     halving = _halving(n_halvings, min(n_fitness_images or options.n_fitness_images, options.n_fitness_images))
     judge = {"two-step": E2_RUNG, "wavelet": WAVELET_RUNG, "distill": DISTILLATION_RUNG}.get(name, NETWORK_RUNG)
+    if judge in _WITHOUT_IMAGES and options.objective != _USUAL_OBJECTIVE:
+        raise OptionError(
+            f"the fitness {name!r} passes no images forward, but got objective={options.objective!r}; leave the "
+            "objective out, or choose another fitness"
+        )
     screen = {"two-step": E1_RUNG, "ladder": E2_RUNG}.get(name)
+    if screen_factor == 1 and n_halvings:
+        raise OptionError(
+            f"`n_halvings` needs offspring to choose from, but got n_halvings={n_halvings} with screen_factor=1; leave "
+            "one of them out"
+        )
+    if n_elites == 0 and options.n_elite_images is not None:
+        raise OptionError(
+            f"`n_elite_images` needs elites to judge, but got n_elite_images={options.n_elite_images} with n_elites=0; "
+            "leave one of them out"
+        )
     if screen_factor == 1:
-        screen, halving = None, ()
+        screen = None
     return LadderPlan(
         judge=judge,
         screen=screen,
@@ -97,7 +115,11 @@ def check_fitness(options: SearchOptions, *, is_object: bool) -> None:
     given = [name for name in _READERS if getattr(options, name) is not None and name != "n_distillation_steps"]
     if given and mode.own_ladder is not None:
         raise OptionError(f"the mode {options.mode!r} has a ladder of its own, but `{given[0]}` is given; leave it out")
-    asked = [name for name in ("seed_with", "prior") if getattr(options, name) not in (MIXTURE, NONE)]
+    usual: dict[str, tuple[object, ...]] = {
+        name: (field.default,) for name, field in type(options).model_fields.items() if name in _OF_CRITERIA
+    }
+    usual |= dict.fromkeys(("seed_with", "prior"), (MIXTURE, NONE))
+    asked = [name for name in _OF_CRITERIA if getattr(options, name) not in usual[name]]
     if asked and not mode.is_informed:
         raise OptionError(
             f"the mode {options.mode!r} asks no criteria, but got {asked[0]}={getattr(options, asked[0])!r}; leave it "

@@ -35,7 +35,7 @@ def test_halving_takes_half_as_many_images_each_time() -> None:
 
 
 def test_nothing_is_screened_at_a_factor_of_one_and_nobody_is_elite_among_none() -> None:
-    plan = ladder_plan(_options(screen_factor=1, n_elites=0, n_halvings=2))
+    plan = ladder_plan(_options(screen_factor=1, n_elites=0))
     assert plan.rungs == ("network",)
 
 
@@ -45,6 +45,9 @@ def test_nothing_is_screened_at_a_factor_of_one_and_nobody_is_elite_among_none()
         ({"fitness": "wavelet", "screen_factor": 2}, "`screen_factor` is read by .*, but the fitness is 'wavelet'"),
         ({"fitness": "network", "n_elites": 2}, "`n_elites` is read by the fitness ladder only"),
         ({"fitness": "network", "screen_factor": 2}, "needs a rung that screens"),
+        ({"screen_factor": 1, "n_halvings": 2}, "n_halvings=2 with screen_factor=1; leave one of them out"),
+        ({"n_elites": 0, "n_elite_images": 9}, "n_elite_images=9 with n_elites=0; leave one of them out"),
+        ({"fitness": "two-step", "objective": "error"}, "passes no images forward, but got objective='error'"),
         (
             {"fitness": "ladder", "n_distillation_steps": 2},
             "`n_distillation_steps` is read by the fitness distill only",
@@ -61,6 +64,8 @@ def test_options_that_a_fitness_does_not_read_are_refused(values: dict[str, Any]
     [
         ({"mode": "pareto", "n_elites": 2}, "the mode 'pareto' judges no elites, but `n_elites` is given"),
         ({"mode": "pareto", "n_elite_images": 8}, "`n_elite_images` is given"),
+        ({"mode": "random", "seed_share": 0.1}, "the mode 'random' asks no criteria, but got seed_share=0.1"),
+        ({"mode": "random", "prior_temperature": 3.0}, "asks no criteria, but got prior_temperature=3.0"),
         ({"mode": "random", "screen_factor": 2}, "the mode 'random' lets no rung screen, but `screen_factor` is given"),
     ],
 )

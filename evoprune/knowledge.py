@@ -193,7 +193,7 @@ def gather_knowledge(
         model: The dense network, for criteria that run its own code.
         seed: For criteria that draw random numbers themselves.
         budgets: As for :meth:`SearchSpace.repair`.
-        is_spread: Whether seeds are of evenly spread costs, from the least to the first budget, and not all at it.
+        is_spread: Whether seeds are of evenly spread costs, from the first budget down to the least, and not all at it.
 
     Raises:
         EvoPruneError: A criterion that was asked for by name cannot be computed, or offers no prior; the message says
@@ -233,11 +233,14 @@ def gather_knowledge(
 
 
 def _spread(space: SearchSpace, budgets: Mapping[str, float], n: int) -> list[Mapping[str, float]]:
-    """Return ``n`` times ``budgets``, the first of them in equal steps from the least reachable cost, left out."""
+    """Return ``n`` times ``budgets``, the first of them going down in equal steps to the least reachable cost, left out.
+
+    The first criterion of a mixture is the one that is trusted most, and makes the seed at the budget itself.
+    """
     metric, most = next(iter(budgets.items()))
     smallest, dense = space.cost_range(metric)
     least = min((smallest + 0.5) / dense, most)
-    return [{**budgets, metric: min(least + (most - least) * (i + 1) / n, most)} for i in range(n)]
+    return [{**budgets, metric: min(least + (most - least) * i / n, most)} for i in range(n, 0, -1)]
 
 
 def prior_of(name: str, knowledge: ChannelKnowledge) -> Prior:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evoprune.api import evaluate, finetune, inspect, latency, resume, search
+from evoprune.api import evaluate, finetune, inspect, latency, pick, resume, search
 from evoprune.artefact import load
 from evoprune.callbacks import Callback
 from evoprune.exporting import export
@@ -27,6 +27,7 @@ __all__ = [
     "inspect",
     "latency",
     "load",
+    "pick",
     "resume",
     "search",
 ]

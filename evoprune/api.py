@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from evoprune.finetuned_run import finetune_run
 from evoprune.fitness_plan import check_fitness
 from evoprune.inspection import SpaceSummary, draw_space, summarise_space
 from evoprune.latency_tables import LatencyReport, measure_and_check
-from evoprune.limits import record_limits, with_limits
+from evoprune.limits import LIMITS, record_limits, with_limits
 from evoprune.loggers import make_loggers
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
@@ -34,6 +35,8 @@ from fitness.data import ImageData, load_data
 from search_spaces.errors import OptionError, RunDirectoryError
 from search_spaces.latency_measurement import MeasurementOptions
 
+_OBSERVING = ("on_note", "on_stage", "on_step", "should_stop")
+_LONGEST_SHOWN = 60
 _LATENCY_SEED = 0
 """Of the random networks that a latency table is fitted to and checked on: every table sees the same ones."""
 
@@ -45,7 +48,7 @@ def search(
     budget: str | float | Sequence[str] | Mapping[str, str | float] | None = None,
     out: str | Path | None = None,
     observer: Observer | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | None = None,
     **options: Any,
 ) -> SearchResult:
     """Search the network that keeps the best channels of ``model`` within ``budget``, and write it to a run directory.
@@ -62,7 +65,8 @@ def search(
         **options: Further fields of :class:`evoprune.options.SearchOptions`.
 
     Raises:
-        OptionError: An option breaks its rule; a name is unknown (:class:`UnknownNameError`).
+        OptionError: An option breaks its rule, an argument is of another kind; a name is unknown
+            (:class:`UnknownNameError`).
         BudgetError: The budget is malformed or cannot be reached.
         DataError: The images cannot be read.
         WeightsError: The weights cannot be read, or do not fit the network.
@@ -71,6 +75,7 @@ def search(
         ExecutionError: Workers cannot be had, or every candidate failed.
         InterruptedRunError: The run was stopped; it says how to go on.
     """
+    _check_arguments(model=model, data=data, observer=observer, callbacks=callbacks)
     observer = observer or SilentObserver()
     named = {"model": _name_of(model), "data": _name_of(data)}
     resolved = with_absolute_paths(resolve_options(SearchOptions, {**options, **named, "budget": budget}))
@@ -90,13 +95,14 @@ def search(
         data=None if isinstance(data, str) else data,
         device=device,
     )
+    is_users_folder = path.is_dir()
     run = RunDirectory.create(path, options=resolved.model_dump(mode="json"), hashes=preparation.hashes)
     try:
         save_inputs(run, preparation)
-        return run_session(run, resolved, preparation, observer, [*loggers, *callbacks])
+        return run_session(run, resolved, preparation, observer, [*loggers, *(callbacks or ())])
     except OptionError:
         if not run.evaluations_path.exists():  # wrong use that showed late leaves nothing behind either
-            shutil.rmtree(run.path, ignore_errors=True)
+            _remove(run.path, keep_folder=is_users_folder)
         raise
 
 
@@ -108,7 +114,7 @@ def resume(
     workers: int | None = None,
     address: str | None = None,
     observer: Observer | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | None = None,
     **limits: Any,
 ) -> SearchResult:
     """Continue the search in the run directory ``run``; the outcome is that of one that was never interrupted.
@@ -129,12 +135,17 @@ def resume(
         RunDirectoryError: ``run`` is no run directory, or network, images or space are not those it was started with.
         EvoPruneError: As :func:`search`.
     """
+    _check_arguments(own_model=model, own_data=data, observer=observer, callbacks=callbacks)
     observer = observer or SilentObserver()
     directory = RunDirectory.open_existing(Path(run))
+    if workers is not None or address is not None or limits.keys() - set(LIMITS):
+        _placed(with_limits(directory, read_options(directory), limits), workers, address)  # before all else
     has_limits = any(value is not None for value in limits.values())
     if directory.result_path.is_file() and not has_limits:
+        remedy = f"delete it and continue the run with `evoprune resume {directory.path}`"
+        result = SearchResult.from_json(directory.path, read_json(directory.result_path, remedy))
         observer.on_note(f"{run} is finished")
-        return SearchResult.from_json(directory.path, read_json(directory.result_path))
+        return result
     options, preparation = prepare_again(directory, observer, model=model, data=data)
     with directory.locked():
         options = with_limits(directory, options, limits)
@@ -143,7 +154,7 @@ def resume(
         if has_limits:
             record_limits(directory, options)
         directory.result_path.unlink(missing_ok=True)  # or a run that is stopped again would pass for finished
-    return run_session(directory, resolved, preparation, observer, [*loggers, *callbacks])
+    return run_session(directory, resolved, preparation, observer, [*loggers, *(callbacks or ())])
 
 
 def evaluate(
@@ -167,8 +178,9 @@ def evaluate(
         ArtefactError: There is no artefact.
         RunDirectoryError: ``data`` is needed, since the artefact lies in no run directory.
         DataError: The images cannot be read.
-        OptionError: The network does not fit the images.
+        OptionError: The network does not fit the images, or an argument is of another kind.
     """
+    _check_arguments(own_model=model, data="" if data is None else data, observer=observer)
     observer = observer or SilentObserver()
     artefact = resolve_artefact(Path(run))
     place = resolve_device(device)
@@ -221,6 +233,7 @@ def finetune(
         TrainingError: The loss became NaN or infinite.
         InterruptedRunError: The observer asked to stop.
     """
+    _check_arguments(own_model=model, own_data=data, observer=observer)
     observer = observer or SilentObserver()
     directory = RunDirectory.open_existing(Path(run))
     started_with = directory.read_config()["options"]
@@ -263,6 +276,7 @@ def pick(
         ArtefactError: ``out`` is something else than an artefact, or cannot be written.
         OptionError: ``out`` is the run's own network.
     """
+    _check_arguments(own_model=model, own_data=data, observer=observer)
     directory = RunDirectory.open_existing(Path(run))
     started_with = read_options(directory)
     metric = parse_budgets(started_with.budget, started_with.metric)[0].metric
@@ -289,12 +303,13 @@ def inspect(
         OptionError: An option breaks its rule; a name is unknown (:class:`UnknownNameError`).
         WeightsError: The weights cannot be read, or do not fit the network.
         TraceError: The network cannot be traced.
-        RunDirectoryError: ``drawing`` cannot be written.
+        RunDirectoryError: ``drawing`` cannot be written, or is another kind of file.
     """
+    _check_arguments(model=model)
     name = _name_of(model)
     resolved = resolve_options(NetworkOptions, {**options, "model": name})
     if drawing is not None:
-        check_writable(Path(drawing))
+        check_writable(Path(drawing), "a drawing", lambda file: file.suffix.lower() == ".svg")
     space, shape = trace_network(resolved, None if isinstance(model, str) else model, n_classes)
     title = name.removeprefix(OBJECT)
     if drawing is not None:
@@ -322,14 +337,15 @@ def latency(
     Raises:
         OptionError: An option breaks its rule; a name is unknown (:class:`UnknownNameError`).
         TraceError: The network cannot be traced.
-        RunDirectoryError: ``out`` cannot be written.
+        RunDirectoryError: ``out`` cannot be written, or is another kind of file.
         InterruptedRunError: The measurement was stopped.
     """
+    _check_arguments(model=model, observer=observer)
     observer = observer or SilentObserver()
     name = _name_of(model)
     resolved = resolve_options(LatencyOptions, {**options, "model": name})
     device = resolve_device(resolved.device)
-    check_writable(Path(out))
+    check_writable(Path(out), "a latency table", _is_latency_table)
     observer.on_stage("tracing the network", None)
     network, space, _ = build_and_trace(resolved, None if isinstance(model, str) else model, n_classes)
     measured = MeasurementOptions(
@@ -361,6 +377,74 @@ def _placed(options: SearchOptions, workers: int | None, address: str | None) ->
     if address is not None or workers == 0:
         place["address"] = address  # without workers the recorded cluster is left too
     return resolve_options(SearchOptions, options.model_dump() | place)
+
+
+def _check_arguments(
+    *,
+    model: object = "",
+    own_model: object = None,
+    data: object = "",
+    own_data: object = None,
+    observer: object = None,
+    callbacks: object = None,
+) -> None:
+    """Check arguments that Python users may get wrong and that options do not hold.
+
+    Args:
+        model: A name or a network.
+        own_model: A network or None.
+        data: A name or images.
+        own_data: Images or None.
+        observer: An :class:`Observer` or None.
+        callbacks: Callbacks or None.
+
+    Raises:
+        OptionError: One is of another kind.
+    """
+    rules = [
+        ("model", model, isinstance(model, str | nn.Module), "a name of `evoprune list models` or a torch.nn.Module"),
+        ("model", own_model, own_model is None or isinstance(own_model, nn.Module), "the dense torch.nn.Module"),
+        ("data", data, isinstance(data, str | ImageData), "a name of `evoprune list data` or a fitness.data.ImageData"),
+        ("data", own_data, own_data is None or isinstance(own_data, ImageData), "the fitness.data.ImageData"),
+        (
+            "observer",
+            observer,
+            observer is None or all(callable(getattr(observer, name, None)) for name in _OBSERVING),
+            f"an object with the methods {', '.join(_OBSERVING)}, or None",
+        ),
+        (
+            "callbacks",
+            callbacks,
+            callbacks is None
+            or (isinstance(callbacks, Sequence) and all(isinstance(each, Callback) for each in callbacks)),
+            "a sequence of evoprune.Callback objects, or None",
+        ),
+    ]
+    for name, given, holds, expected in rules:
+        if not holds:
+            text = repr(given)
+            shown = text if len(text) <= _LONGEST_SHOWN else f"an object of type {type(given).__name__}"
+            raise OptionError(f"`{name}` must be {expected}, but got {shown}; pass such a one")
+
+
+def _remove(folder: Path, *, keep_folder: bool) -> None:
+    """Remove what is in ``folder``, and ``folder`` itself unless it was there before."""
+    if not keep_folder:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _is_latency_table(file: Path) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"schema_version", "conditions", "tables"} <= content.keys()
 
 
 def _name_of(given: str | nn.Module | ImageData) -> str:

@@ -13,18 +13,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from search_spaces import SearchSpace, prune_model
-from search_spaces.errors import EvoPruneError
+from search_spaces.errors import EvoPruneError, OptionError
 from search_spaces.genome import BoolArray, genome_digest, pack_genome
 from search_spaces.models import build_model
 
 SCHEMA = 1
 WEIGHTS_FILE = "weights.safetensors"
 DESCRIPTION_FILE = "evoprune.json"
+_COPY_MARK = {"evoprune": "export"}  # in the header of the weights, which no reader of tensors looks at
 
 
 class ArtefactError(EvoPruneError, ValueError):
@@ -160,10 +161,16 @@ def added_biases(network: nn.Module, dense: nn.Module) -> tuple[str, ...]:
     return tuple(name.removesuffix(".bias") for name in added if name.endswith(".bias"))
 
 
-def save_artefact(path: str | Path, network: nn.Module, description: Description) -> Path:
+def save_artefact(path: str | Path, network: nn.Module, description: Description, *, is_copy: bool = False) -> Path:
     """Write the weights of the small ``network`` and its ``description`` to the folder ``path``, all or nothing.
 
     An artefact that is already there is replaced. ``network`` is not changed.
+
+    Args:
+        path: The folder.
+        network: Its weights are written.
+        description: Of the network.
+        is_copy: Whether it is an export of an artefact, which :func:`is_copy` tells from one that is nowhere else.
 
     Raises:
         ArtefactError: ``path`` exists and is no artefact, or cannot be written.
@@ -178,7 +185,7 @@ def save_artefact(path: str | Path, network: nn.Module, description: Description
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
             folder.chmod(0o755)
-            save_file(tensors, folder / WEIGHTS_FILE)
+            save_file(tensors, folder / WEIGHTS_FILE, _COPY_MARK if is_copy else None)
             (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
             for written in folder.iterdir():
                 written.chmod(0o644)  # safetensors writes for the owner alone
@@ -189,6 +196,15 @@ def save_artefact(path: str | Path, network: nn.Module, description: Description
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"artefact {path} cannot be written: {error}; choose a folder that is writable") from error
     return path
+
+
+def is_copy(path: Path) -> bool:
+    """Return whether the artefact in the folder ``path`` is an export of another one."""
+    try:
+        with safe_open(path / WEIGHTS_FILE, framework="pt") as weights:
+            return bool(_COPY_MARK.items() <= (weights.metadata() or {}).items())
+    except (OSError, SafetensorError):
+        return False
 
 
 def check_replaceable(path: Path) -> None:
@@ -244,9 +260,14 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     Raises:
         ArtefactError: The artefact is missing or damaged, needs ``model``, or does not fit the network.
-        OptionError: The network that it names can no longer be built.
+        OptionError: The network that it names can no longer be built, or ``model`` is no network.
     """
     path = Path(path)
+    if model is not None and not isinstance(model, nn.Module):
+        raise OptionError(
+            f"`model` must be the dense network, a torch.nn.Module, but got {model!r}; leave it out for a network that "
+            "was given by name"
+        )
     description = read_description(path)
     network = rebuild_structure(description, model, place=str(path))
     try:

@@ -1,6 +1,7 @@
 """Where a run stands: written into the evaluation store while it runs, read from there by whoever watches.
 
-Reading needs SQLite alone, takes no lock that a search would wait for, and is safe at any moment.
+Reading needs SQLite alone, takes no lock that a search would wait for, and is safe at any moment. Only before there is
+anything to read is the lock of the run tried, for a moment that a search which begins waits out.
 """
 
 from __future__ import annotations

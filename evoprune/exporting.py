@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evoprune.artefact import DESCRIPTION_FILE, WEIGHTS_FILE, load, read_description, save_artefact
+from evoprune.artefact import DESCRIPTION_FILE, WEIGHTS_FILE, is_copy, load, read_description, save_artefact
+from evoprune.run_directory import is_run_own, run_around
 from search_spaces.errors import EvoPruneError, OptionError, UnknownNameError
 
 _BATCH = "batch"
@@ -57,8 +58,8 @@ def export(
     Raises:
         ArtefactError: The artefact is missing, damaged or of another network.
         UnknownNameError: An unknown format.
-        OptionError: A format needs a package that is not installed, or ``out`` is the artefact, a run directory, or
-            cannot be written.
+        OptionError: A format needs a package that is not installed, or ``out`` is a run directory, is or lies in an
+            artefact that is not an earlier export or a place of a run's own, or cannot be written.
         ExportError: An exporter failed, or its file computes something else.
     """
     artefact, out = resolve_artefact(Path(artefact)), Path(out)
@@ -69,11 +70,7 @@ def export(
         raise OptionError(
             f"an export must not overwrite its source, but --out is the artefact {out}; name another folder"
         )
-    if (out / "config.json").is_file() and (out / "evaluations.sqlite").is_file():
-        raise OptionError(
-            f"an export needs a folder of its own, since a run directory with an artefact in it would pass for the "
-            f"artefact, but --out is the run {out}; name another folder, such as {out / 'export'}"
-        )
+    check_export_folder(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         return [file for name in dict.fromkeys(formats) for file in FORMATS[name](artefact, network, shape, out)]
@@ -81,6 +78,35 @@ def export(
         raise OptionError(
             f"{str(out)!r} must be a writable folder, but {error.strerror}; choose another --out"
         ) from error
+
+
+def check_export_folder(out: Path) -> None:
+    """Check that an export to the folder ``out`` replaces nothing but an earlier export.
+
+    Raises:
+        OptionError: ``out`` is a run directory, is or lies in another artefact or a place of a run's own, or holds
+            weights from elsewhere.
+    """
+    if run_around(out) == out.resolve():
+        raise OptionError(
+            f"an export needs a folder of its own, since a run directory with an artefact in it would pass for the "
+            f"artefact, but --out is the run {out}; name another folder, such as {out / 'export'}"
+        )
+    if is_run_own(out):
+        raise OptionError(
+            f"an export must not take the place of what a run holds of its own, but --out is {out}; name another folder"
+        )
+    for folder in (out.resolve(), *out.resolve().parents):
+        if (folder / DESCRIPTION_FILE).is_file() and not is_copy(folder):
+            raise OptionError(
+                f"an export replaces nothing but an earlier export, but {folder} is an artefact that may be nowhere "
+                "else; name another folder"
+            )
+    if (out / WEIGHTS_FILE).exists() and not is_copy(out):
+        raise OptionError(
+            f"an export replaces nothing but an earlier export, but {out / WEIGHTS_FILE} is something else; name "
+            "another folder"
+        )
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -104,12 +130,12 @@ def resolve_artefact(path: Path) -> Path:
 
 
 def _export_safetensors(artefact: Path, network: nn.Module, _: tuple[int, ...], out: Path) -> list[ExportedFile]:
-    folder = save_artefact(out / "artefact", network, read_description(artefact))
     written = []
-    for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
-        shutil.move(folder / name, out / name)
-        written.append(ExportedFile("safetensors", out / name, (out / name).stat().st_size))
-    folder.rmdir()
+    with tempfile.TemporaryDirectory(prefix=".evoprune-", dir=out) as staging:  # a name that is nobody's
+        folder = save_artefact(Path(staging) / "artefact", network, read_description(artefact), is_copy=True)
+        for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
+            (folder / name).replace(out / name)
+            written.append(ExportedFile("safetensors", out / name, (out / name).stat().st_size))
     return written
 
 

@@ -233,7 +233,7 @@ def gather_knowledge(
 
 
 def _spread(space: SearchSpace, budgets: Mapping[str, float], n: int) -> list[Mapping[str, float]]:
-    """Return ``n`` times ``budgets``, the first of them going down in equal steps to the least reachable cost, left out.
+    """Return ``n`` times ``budgets``, the first of them going down in equal steps to the least cost, which is left out.
 
     The first criterion of a mixture is the one that is trusted most, and makes the seed at the budget itself.
     """

@@ -75,7 +75,7 @@ class SearchOptions(NetworkOptions):
     ] = None
     mode: Annotated[str, Field(description="a name of `evoprune list modes`")] = "global"
     seed: Annotated[int, Field(ge=0, lt=2**63, description="the master seed")]
-    population_size: Annotated[int, Field(ge=4, description="individuals per generation")] = 16
+    population_size: Annotated[int, Field(ge=4, le=100_000, description="individuals per generation")] = 16
     n_generations: Annotated[int, Field(ge=0, description="generations after the initial population")] = 8
     seed_with: Annotated[
         str, Field(description="criteria that propose first genomes: names separated by commas, mixture or none")
@@ -125,7 +125,7 @@ class SearchOptions(NetworkOptions):
             description="mode staged without a budget: worth of the dense cost in errors of the stripped network, 1",
         ),
     ] = None
-    objective: Annotated[str, Field(description="what is minimised: a name of `evoprune list fitness`")] = "kl"
+    objective: Annotated[str, Field(description="what is minimised: a name of `evoprune list objectives`")] = "kl"
     compensation: Annotated[
         str, Field(description="what a sliced network gets before it is judged: sequential, merge, recalibrate or none")
     ] = FITNESS.compensation

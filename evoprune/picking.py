@@ -13,7 +13,7 @@ from evoprune.finishing import describe, fitness_options
 from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation
 from evoprune.result import PickResult
-from evoprune.run_directory import RunDirectory
+from evoprune.run_directory import RunDirectory, is_run_own
 from fitness.recipe import final_network
 from search_spaces import SearchSpace
 from search_spaces.errors import BudgetError, OptionError, RunDirectoryError
@@ -63,13 +63,18 @@ def check_target(run: RunDirectory, target: Path) -> None:
     """Check, before anything is solved, that a picked network may be written to ``target``.
 
     Raises:
-        OptionError: ``target`` is what ``result.json`` speaks of.
+        OptionError: ``target`` is what ``result.json`` speaks of, or another place of a run's own.
         ArtefactError: It is something else than an artefact.
         RunDirectoryError: It cannot be written.
     """
     if target.resolve() == run.best_path.resolve():
         raise OptionError(
             f"a picked network must not replace the one that result.json speaks of, but --out is {target}; name "
+            "another folder"
+        )
+    if is_run_own(target):
+        raise OptionError(
+            f"a picked network must not take the place of what a run holds of its own, but --out is {target}; name "
             "another folder"
         )
     check_replaceable(target)

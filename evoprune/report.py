@@ -40,6 +40,7 @@ _NO_CURVES = {
     "is cut alone, and the ratio emerges.",
 }
 _MOST_MARKERS = 40
+_REMAKE = "delete it and continue the run with `evoprune resume`"
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,15 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         out: The file; ``report.html`` in the run directory by default.
 
     Raises:
-        RunDirectoryError: ``run`` is no run directory, is damaged, or ``out`` cannot be written.
+        RunDirectoryError: ``run`` is no run directory, is damaged, or ``out`` cannot be written or is
+            another kind of file.
         OptionError: Plotly is not installed.
     """
     directory = RunDirectory.open_existing(Path(run))
     path = directory.path / "report.html" if out is None else Path(out)
     if not path.parent.is_dir():
         raise RunDirectoryError(f"the report needs a folder that exists, but {str(path.parent)!r} does not; make it")
-    check_writable(path)
+    check_writable(path, "a report", lambda file: file.suffix.lower() in (".html", ".htm"))
     write_atomically(path, render_report(directory).encode())
     return path
 
@@ -137,7 +139,7 @@ def _read(directory: RunDirectory) -> _Run:
     return _Run(
         options=directory.read_config()["options"],
         snapshot=snapshot,
-        result=read_json(directory.result_path) if directory.result_path.is_file() else {},
+        result=read_json(directory.result_path, _REMAKE) if directory.result_path.is_file() else {},
         evaluated=[(macs, objective) for macs, objective in evaluated if np.isfinite(objective)],
         front=front,
         sensitivity=_read_table(directory.path / SENSITIVITY_FILE),

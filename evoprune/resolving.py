@@ -17,6 +17,7 @@ from evoprune.knowledge import LEARNED, parse_criteria
 from evoprune.modes import MODES
 from evoprune.options import Options, SearchOptions
 from fitness.data import DATA
+from fitness.options import FITNESS_IMAGES
 from search_spaces.errors import OptionError, UnknownNameError
 
 _N_SEED_BITS = 32
@@ -81,6 +82,7 @@ def _refuse_unknown_names(given: Mapping[str, Any]) -> None:
         ("fitness", "fitness", FITNESSES),
         ("comparison", "compare", COMPARISONS),
         ("metric", "metric", METRICS),
+        ("kind of fitness images", "fitness_images", ("auto", *FITNESS_IMAGES)),
     ):
         name = given.get(option)
         if isinstance(name, str) and name not in valid:

@@ -14,12 +14,14 @@ random/              what random search judged, where the run is compared with i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -34,6 +36,16 @@ except ImportError:  # not a POSIX system: two processes on one run are then not
     fcntl = None  # type: ignore[assignment]  # no file locks on this system
 
 SCHEMA_VERSION = 1
+#: What a run directory holds of its own, as first parts of paths in it; nothing else is written there.
+OWN_NAMES = frozenset(
+    {
+        *("config.json", "evaluations.sqlite", "evaluations.sqlite-shm", "evaluations.sqlite-wal", "checkpoint"),
+        *("limits.json", "log.jsonl", "knowledge.json", "dense.safetensors", "latency.json", "mlflow.json"),
+        *("best", "finetuned", "distilled", "random", "result.json", "front.csv", "sensitivity.csv"),
+    }
+)
+_N_LOCK_ATTEMPTS = 5
+_LOCK_PAUSE_S = 0.05
 _RECORDED_DISTRIBUTIONS = ("evoprune", "torch", "torchvision", "numpy", "deap", "ray")
 
 
@@ -101,14 +113,14 @@ class RunDirectory:
             RunDirectoryError: ``path`` is a file or a folder with content, or cannot be written.
         """
         _refuse_existing(path)
-        check_folder(path)
+        check_folder(path.resolve())
 
     @classmethod
     def create(cls, path: Path, *, options: Mapping[str, Any], hashes: Mapping[str, str]) -> RunDirectory:
         """Return a new run directory that holds ``config.json``; it appears whole or not at all.
 
         Args:
-            path: Where; missing parents are made, an empty folder is used.
+            path: Where; missing parents are made, an empty folder is filled and stays the folder that it is.
             options: Resolved options, JSON values only.
             hashes: Content hashes by name (``weights``, ``data``, ``space``); ``options`` is added here.
 
@@ -122,17 +134,22 @@ class RunDirectory:
             "hashes": {**hashes, "options": options_hash(options)},
             "versions": library_versions(),
         }
-        path = path.absolute()
+        path = path.resolve()
         staging: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
+            # An existing folder may be a mount point, or where somebody is: it is filled, not replaced.
+            is_there = path.is_dir()
+            staging = Path(
+                tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path if is_there else path.parent)
+            )
             staging.chmod(0o755)
             (staging / "checkpoint").mkdir()
             write_json(staging / "config.json", config)
-            with suppress(FileNotFoundError):
-                path.rmdir()  # an empty folder; one that was filled meanwhile stops us here
-            staging.replace(path)
+            if is_there:
+                _fill(path, staging)
+            else:
+                staging.replace(path)
             _sync_folder(path.parent)
         except OSError as error:
             if staging is not None:
@@ -169,7 +186,7 @@ class RunDirectory:
         """Return ``config.json``: ``options``, ``hashes``, ``versions`` and ``schema_version``.
 
         Raises:
-            RunDirectoryError: The file cannot be read, or lacks one of them.
+            RunDirectoryError: The file cannot be read, lacks one of them, or holds something else in its place.
         """
         config = read_json(self.config_path)
         missing = {"options", "hashes", "versions", "schema_version"} - config.keys()
@@ -178,6 +195,12 @@ class RunDirectory:
                 f"{str(self.config_path)!r} must hold {', '.join(sorted(missing))}, but does not; "
                 "restore it from a copy or start a new run"
             )
+        for name in ("options", "hashes", "versions"):
+            if not isinstance(config[name], dict):
+                raise RunDirectoryError(
+                    f"`{name}` in {str(self.config_path)!r} must be a JSON object, but is a "
+                    f"{type(config[name]).__name__}; restore it from a copy or start a new run"
+                )
         return config
 
     def check_hashes(self, hashes: Mapping[str, str]) -> None:
@@ -245,18 +268,45 @@ class RunDirectory:
         except OSError as error:
             raise _unwritable(self.path, error) from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunDirectoryError(
-                    f"one process at a time may work on a run, but another one works on {str(self.path)!r}; "
-                    "wait for it, stop it, or choose another --out"
-                ) from error
-            except OSError:  # a file system without locks
-                pass
+            _lock(descriptor, self.path)
             yield
         finally:
             os.close(descriptor)
+
+    def is_held(self) -> bool:
+        """Return whether a process holds the run; True where that cannot be told.
+
+        The lock is tried for a moment, which :meth:`locked` waits out.
+        """
+        if fcntl is None:
+            return True
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError:
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def changed_at(self) -> float:
+        """Return when something appeared or was written in the run's folder last, in seconds since 1970.
+
+        Raises:
+            RunDirectoryError: The folder cannot be read.
+        """
+        times = []
+        try:
+            times.append(self.path.stat().st_mtime)
+            for entry in self.path.iterdir():
+                with suppress(FileNotFoundError):
+                    times.append(entry.stat().st_mtime)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        return max(times)
 
 
 def options_hash(options: Mapping[str, Any]) -> str:
@@ -283,8 +333,12 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, remedy: str = "restore it or start a new run") -> dict[str, Any]:
     """Return the JSON object in ``path``.
+
+    Args:
+        path: The file.
+        remedy: What helps where it is damaged.
 
     Raises:
         RunDirectoryError: The file cannot be read, or holds no JSON object.
@@ -293,12 +347,10 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunDirectoryError(
-            f"{str(path)!r} must hold a JSON object, but cannot be read: {error}; restore it or start a new run"
+            f"{str(path)!r} must hold a JSON object, but cannot be read: {error}; {remedy}"
         ) from error
     if not isinstance(value, dict):
-        raise RunDirectoryError(
-            f"{str(path)!r} must hold a JSON object, but holds a {type(value).__name__}; restore it or start a new run"
-        )
+        raise RunDirectoryError(f"{str(path)!r} must hold a JSON object, but holds a {type(value).__name__}; {remedy}")
     return value
 
 
@@ -339,20 +391,104 @@ def check_folder(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
-def check_writable(path: Path) -> None:
+def run_around(path: Path) -> Path | None:
+    """Return the innermost run directory that ``path``, which need not exist, lies in or is; None where it is in none.
+
+    A folder passes for a run where it has ``config.json`` beside an evaluation store or checkpoints.
+    """
+    path = path.resolve()
+    for folder in (path, *path.parents):
+        run = RunDirectory(folder)
+        if run.config_path.is_file() and (run.evaluations_path.is_file() or run.checkpoint_path.is_dir()):
+            return folder
+    return None
+
+
+def is_run_own(path: Path) -> bool:
+    """Return whether ``path`` is, or lies in, what a run directory holds of its own."""
+    run = run_around(path)
+    return run is not None and not OWN_NAMES.isdisjoint(path.resolve().relative_to(run).parts[:1])
+
+
+def check_writable(path: Path, kind: str, is_kind: Callable[[Path], bool]) -> None:
     """Check that a file can be written at ``path``, and leave nothing behind; for use before long work.
 
+    Args:
+        path: The file; one that exists is replaced if it is of the kind that is written, or empty.
+        kind: What is written, for people.
+        is_kind: Whether an existing file is such a one.
+
     Raises:
-        RunDirectoryError: ``path`` is a folder, or lies in one that is missing or cannot be written.
+        RunDirectoryError: ``path`` is a folder, lies in one that is missing or cannot be written, or is a file of
+            another kind or of a run's own.
     """
     if path.is_dir():
         raise RunDirectoryError(f"{str(path)!r} must be a file, but is a folder; name a file in it")
+    if is_run_own(path):
+        raise RunDirectoryError(
+            f"{kind} must not take the place of what a run holds of its own, but {str(path)!r} is such a place; name "
+            "another file"
+        )
+    if path.is_file() and path.stat().st_size and not is_kind(path):
+        raise RunDirectoryError(
+            f"{kind} replaces nothing but another one, but {str(path)!r} is something else; name another file"
+        )
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.absolute().parent)
         os.close(descriptor)
         Path(temporary).unlink()
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Lock the open folder ``path``; more than one attempt, since a reader may be trying the lock for a moment.
+
+    Raises:
+        RunDirectoryError: Another process holds it.
+    """
+    for attempt in range(_N_LOCK_ATTEMPTS):
+        if attempt:
+            time.sleep(_LOCK_PAUSE_S)
+        if not _is_refused(descriptor):
+            return
+    raise RunDirectoryError(
+        f"one process at a time may work on a run, but another one works on {str(path)!r}; "
+        "wait for it, stop it, or choose another --out"
+    )
+
+
+def _is_refused(descriptor: int) -> bool:
+    """Lock the open folder and return False, or True where another process holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    return False
+
+
+def _fill(path: Path, staging: Path) -> None:
+    """Move what is in ``staging`` to ``path``, the folder around it, ``config.json`` last, which makes it a run.
+
+    Raises:
+        OSError: Something else is in ``path`` by now, or it cannot be written; nothing is moved then.
+    """
+    if any(entry != staging for entry in path.iterdir()):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    names = sorted((entry.name for entry in staging.iterdir()), key=lambda name: name == "config.json")
+    moved: list[Path] = []
+    try:
+        for name in names:
+            (staging / name).rename(path / name)
+            moved.append(path / name)
+    except BaseException:
+        for entry in moved:
+            entry.rename(staging / entry.name)
+        raise
+    staging.rmdir()
+    _sync_folder(path)
 
 
 def _sync_folder(path: Path) -> None:

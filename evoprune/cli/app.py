@@ -45,7 +45,11 @@ def _print_version(requested: bool) -> None:
     if requested:
         from importlib import metadata
 
-        typer.echo(metadata.version("evoprune"))
+        try:
+            typer.echo(metadata.version("evoprune"))
+        except metadata.PackageNotFoundError:
+            typer.echo("unknown: evoprune is not installed here; install it with pip install .", err=True)
+            raise typer.Exit(1) from None
         raise typer.Exit
 
 

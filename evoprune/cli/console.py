@@ -19,7 +19,7 @@ def stdout_console() -> Console:
     return Console(highlight=False)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, in_one_line: bool = False) -> None:
     """Print ``value`` alone on stdout; NaN and infinity do not occur in results and are refused."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=None if in_one_line else 2, allow_nan=False) + "\n")
     sys.stdout.flush()

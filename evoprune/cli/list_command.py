@@ -13,12 +13,19 @@ from evoprune.cli.console import print_json, stdout_console
 from evoprune.cli.errors import reports_errors
 from search_spaces.errors import UnknownNameError
 
-Kind = Annotated[str | None, typer.Argument(help="models, data, criteria, fitness or modes.", show_default=False)]
+#: Names of the lists, here too, since the catalogue takes seconds to import.
+KINDS = (
+    *("models", "data", "criteria", "fitness", "rungs", "objectives", "fitness-images", "compensations", "metrics"),
+    *("modes", "comparisons", "loggers"),
+)
+Kind = Annotated[
+    str | None, typer.Argument(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}; all where left out.", show_default=False)
+]
 
 
 @reports_errors
 def list_names(kind: Kind = None, as_json: arg.AsJson = False) -> None:
-    """List the models, data sets, criteria, fitness rungs and search modes."""
+    """List the names that options accept, such as models, data sets, criteria and search modes."""
     from evoprune.catalogue import catalogue
 
     names = catalogue()

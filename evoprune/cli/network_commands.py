@@ -72,7 +72,7 @@ def inspect(
 
 @reports_errors
 def evaluate(run: arg.Run, data: Data = None, device: arg.Device = "auto", as_json: arg.AsJson = False) -> None:
-    """Measure the networks of a run, or an artefact, on the test images."""
+    """Measure the small network of a run, or an artefact, on the test images."""
     from evoprune import api
 
     with rich_observer() as observer:
@@ -157,7 +157,7 @@ def export(
 ) -> None:
     """Copy the small network of a run, or an artefact, for other programs; each file is checked."""
     from evoprune import api
-    from evoprune.exporting import check_formats
+    from evoprune.exporting import check_export_folder, check_formats
     from evoprune.exporting import export as export_artefact
     from evoprune.run_directory import check_folder
 
@@ -165,7 +165,8 @@ def export(
     check_formats(names)
     artefact, target = run, out or run / "export"
     if budget is not None:
-        check_folder(target)  # or a picked network would stay behind
+        check_export_folder(target)  # or a picked network would stay behind
+        check_folder(target)
         with rich_observer() as observer:
             artefact = api.pick(run, budget, observer=observer).artefact
         target = out or run / artefact.name.replace("pick", "export", 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -28,15 +26,14 @@ def watch(run: arg.Run, once: Once = False, interval: Interval = 1.0, as_json: A
         if once:
             snapshot = read_snapshot(run)
             if as_json:
-                print_json(snapshot.to_json())
+                print_json(snapshot.to_json(), in_one_line=True)
             else:
                 stdout_console().print(snapshot_view(snapshot, RateMeter()))
             return
         snapshots = follow(run, interval_s=interval)
         if as_json:
             for snapshot in snapshots:
-                sys.stdout.write(json.dumps(snapshot.to_json(), allow_nan=False) + "\n")
-                sys.stdout.flush()
+                print_json(snapshot.to_json(), in_one_line=True)
         else:
             _show(snapshots)
     except KeyboardInterrupt:

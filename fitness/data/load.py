@@ -57,8 +57,12 @@ def load_data(
     if f"{kind}:PATH" in DATA:
         if not rest:
             raise OptionError(f"a path must follow `{kind}:`, but got {spec!r}")
+    elif kind in DATA and colon:
+        raise OptionError(f"a path follows `npz:` and `imagefolder:` only, but got {spec!r}; write {kind!r}")
     elif spec not in DATA:
-        raise UnknownNameError("data", f"{kind}:PATH" if colon else spec, DATA)
+        if colon:  # the nearest kind is sought without the path
+            raise UnknownNameError(f"data {spec!r}, of the form", f"{kind}:PATH", DATA)
+        raise UnknownNameError("data", spec, DATA)
     size = _checked_size(input_shape)
     mean, std = _checked_normalisation(mean, std)
     if kind == "npz":

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ def build_model(
         OptionError: A missing module, attribute or extra; something that is not callable or no ``nn.Module``; keywords
             that the factory refuses.
     """
-    if n_classes < 1:
-        raise OptionError(f"`n_classes >= 1` must hold, but got {n_classes}")
+    if not isinstance(n_classes, Integral) or n_classes < 1:
+        raise OptionError(f"`n_classes >= 1` must hold, but got {n_classes!r}; give a whole number")
     if model_args is not None and not isinstance(model_args, Mapping):
         raise OptionError(f"model arguments must be a mapping of names to values, but got {model_args!r}")
     in_channels = input_shape[0] if input_shape else 3

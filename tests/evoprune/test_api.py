@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -118,6 +119,57 @@ def test_wrong_use_leaves_nothing(
     with pytest.raises(error, match=message):
         evoprune.search(network, bars(), out=tmp_path / "RUN", **{**QUICK, **options})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": None}, r"`model` must be a name of `evoprune list models` or a torch\.nn\.Module, but got None"),
+        ({"model": 3}, "`model` must be a name .* but got 3"),
+        ({"data": np.zeros(3)}, "`data` must be a name of `evoprune list data` or .*ImageData, but got array"),
+        ({"data": Path("images.npz")}, "`data` must be a name .* but got PosixPath"),
+        ({"observer": 3}, "`observer` must be an object with the methods on_note, .* but got 3"),
+        ({"callbacks": 3}, r"`callbacks` must be a sequence of evoprune\.Callback objects, or None, but got 3"),
+        ({"callbacks": [print]}, "`callbacks` must be a sequence"),
+    ],
+)
+def test_objects_of_another_kind_are_refused_first(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        evoprune.search(**{"model": small_network(), "data": bars(), "out": tmp_path / "RUN", **QUICK, **arguments})
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_callbacks_are_none_and_a_users_folder_stays(network: nn.Module, tmp_path: Path) -> None:
+    result = evoprune.search(network, bars(), out=tmp_path, callbacks=None, **QUICK)
+    assert result.run == tmp_path
+    assert evoprune.resume(tmp_path, callbacks=None).genome_digest == result.genome_digest
+    assert evoprune.pick(tmp_path, 0.6, model=network, data=bars()).artefact.is_dir()
+
+
+def test_objects_of_another_kind_than_a_run_needs(network: nn.Module, finished: evoprune.SearchResult) -> None:
+    with pytest.raises(OptionError, match=r"`data` must be .* but got 3"):
+        evoprune.evaluate(finished.run, model=network, data=3)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"`model` must be the dense network, .* but got 'vgg16'"):
+        evoprune.load(finished.best_path, "vgg16")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="`n_classes >= 1` must hold, but got 'a'"):
+        evoprune.inspect("resnet20", n_classes="a")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"workers": -3}, "`workers`: .* but got -3"),
+        ({"workers": "x"}, "`workers`: .* but got 'x'"),
+        ({"address": "foo"}, "`address` joins a Ray cluster"),
+        ({"model": 3}, "`model` must be the dense"),
+        ({"n_elites": None}, "limits only, but got n_elites"),
+    ],
+)
+def test_options_are_checked_where_a_finished_run_is_resumed(
+    finished: evoprune.SearchResult, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        evoprune.resume(finished.run, **arguments)
 
 
 def test_a_network_that_cannot_be_copied(tmp_path: Path) -> None:

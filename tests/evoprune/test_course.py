@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from evoprune.callbacks import Callback, EvaluationsFinished, GenerationFinished
-from evoprune.course import RunSnapshot, follow, read_snapshot
+from evoprune.course import CourseWriter, RunSnapshot, follow, read_snapshot
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.run_directory import RunDirectory
 from evoprune.stopping import MaxEvaluations
@@ -134,6 +134,20 @@ def test_a_run_that_was_killed_is_told_apart_and_its_course_goes_on_when_resumed
     assert [row["n_evaluations"] for row in first.generations] == [row["n_evaluations"] for row in second.generations]
 
 
+def test_a_run_that_died_before_its_store_was_made_is_told_from_one_in_preparation(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "run")
+    later = directory.changed_at() + 3600.0
+    assert read_snapshot(directory.path).status == "preparing"  # its process has not come to the lock yet
+    with directory.locked():
+        assert read_snapshot(directory.path, now=lambda: later).status == "preparing"
+    snapshot = read_snapshot(directory.path, now=lambda: later)
+    assert (snapshot.status, snapshot.has_ended) == ("killed", True)
+    assert f"`evoprune resume {directory.path}`" in snapshot.reason
+    EvaluationStore(directory.evaluations_path, tiny_space().n_genes).close()
+    later = directory.changed_at() + 3600.0
+    assert read_snapshot(directory.path, now=lambda: later).status == "killed"
+
+
 def _refuse(*_: object) -> None:
     raise PermissionError("it is another user's process")
 
@@ -197,3 +211,15 @@ def test_no_run_directory_and_a_damaged_store(tmp_path: Path) -> None:
     directory.evaluations_path.write_bytes(b"no database at all" * 100)
     with pytest.raises(RunDirectoryError, match="cannot be used"):
         read_snapshot(directory.path)
+
+
+def test_an_error_before_the_search_goes_on_leaves_what_was_written(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "run")
+    run(directory, stop=MaxEvaluations(20))
+    before = read_snapshot(directory.path)
+    with EvaluationStore(directory.evaluations_path, tiny_space().n_genes) as store:
+        CourseWriter(store).on_failure("no checkpoint")
+    snapshot = read_snapshot(directory.path)
+    assert (snapshot.status, snapshot.reason) == ("failed", "no checkpoint")
+    assert (snapshot.generation, snapshot.best_objective) == (before.generation, before.best_objective)
+    assert snapshot.elapsed_s == before.elapsed_s > 0

@@ -15,11 +15,13 @@ from evoprune.artefact import (
     ModelRecord,
     SpaceRecord,
     load,
+    read_description,
     record_cost,
     record_genome,
     save_artefact,
 )
 from evoprune.exporting import ExportError, export
+from evoprune.run_directory import RunDirectory
 from search_spaces import prune_model
 from search_spaces.errors import OptionError, UnknownNameError
 from search_spaces.models import build_model, hash_weights
@@ -58,6 +60,44 @@ def test_safetensors_and_json_are_a_loadable_artefact(artefact: Path, tmp_path: 
     assert [file.path.name for file in files] == ["weights.safetensors", "evoprune.json"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["evoprune.json", "weights.safetensors"]
     assert hash_weights(load(tmp_path / "out")) == hash_weights(load(artefact))
+
+
+def test_an_export_replaces_an_earlier_export_and_no_other_artefact(artefact: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(artefact, out)
+    export(artefact, out)
+    other = tmp_path / "other"
+    save_artefact(other, load(artefact), read_description(artefact))
+    before = (other / "weights.safetensors").read_bytes()
+    for place, formats in ((other, ["safetensors"]), (other, ["pt2"]), (other / "deep" / "er", ["safetensors"])):
+        with pytest.raises(OptionError, match=r"replaces nothing but an earlier export, but .*other is an artefact"):
+            export(artefact, place, formats)
+    assert sorted(file.name for file in other.iterdir()) == ["evoprune.json", "weights.safetensors"]
+    assert (other / "weights.safetensors").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "weights.safetensors").write_bytes(b"years of training")
+    with pytest.raises(OptionError, match=r"weights\.safetensors is something else"):
+        export(artefact, tmp_path / "mine")
+    assert (tmp_path / "mine" / "weights.safetensors").read_bytes() == b"years of training"
+
+
+@pytest.mark.parametrize("place", ["best", "finetuned", "checkpoint/export", "random"])
+def test_an_export_takes_no_place_of_a_run(artefact: Path, tmp_path: Path, place: str) -> None:
+    run = RunDirectory.create(tmp_path / "run", options={}, hashes={})
+    with pytest.raises(OptionError, match="must not take the place of what a run holds of its own"):
+        export(artefact, run.path / place)
+    with pytest.raises(OptionError, match="needs a folder of its own"):
+        export(artefact, run.path)
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoint", "config.json"]
+    assert export(artefact, run.path / "export")
+
+
+def test_an_export_leaves_other_files_in_its_folder_alone(artefact: Path, tmp_path: Path) -> None:
+    (tmp_path / "artefact").mkdir()
+    (tmp_path / "artefact" / "thesis.tex").write_text("years of work")
+    export(artefact, tmp_path)
+    assert (tmp_path / "artefact" / "thesis.tex").read_text() == "years of work"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["artefact", "evoprune.json", "weights.safetensors"]
 
 
 def test_pt2_takes_any_batch(artefact: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evoprune.run_directory import RunDirectory, read_json, write_json
+from evoprune.run_directory import RunDirectory, check_writable, read_json, write_json
 from search_spaces.errors import RunDirectoryError
 
 OPTIONS: dict[str, Any] = {"model": "vgg16", "budget": {"macs": 0.3}}
@@ -33,6 +33,35 @@ def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     create(tmp_path / "run")
     assert (tmp_path / "run" / "config.json").is_file()
+
+
+def test_an_empty_folder_stays_the_folder_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    number = folder.stat().st_ino
+    monkeypatch.chdir(folder)
+    for place in (Path(), tmp_path / "link"):
+        RunDirectory.check_available(place)
+        run = create(place)
+        assert run.path == folder.resolve()
+        assert folder.stat().st_ino == number
+        assert sorted(entry.name for entry in Path().iterdir()) == ["checkpoint", "config.json"]
+        run.config_path.unlink()
+        run.checkpoint_path.rmdir()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_link_to_what_does_not_exist_yet(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert create(tmp_path / "link").path == (tmp_path / "run").resolve()
+    assert (tmp_path / "link" / "config.json").is_file()
+
+
+def test_a_failure_while_filling_leaves_the_folder_empty(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        RunDirectory.create(tmp_path, options={"budget": float("nan")}, hashes=HASHES)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_run_is_refused_with_the_resume_command(tmp_path: Path) -> None:
@@ -97,6 +126,14 @@ def test_a_damaged_config_is_an_error(tmp_path: Path, content: str) -> None:
         RunDirectory.open_existing(tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["options", "hashes", "versions"])
+def test_a_config_with_something_else_in_place_of_an_object_is_an_error(tmp_path: Path, name: str) -> None:
+    run = create(tmp_path / "run")
+    write_json(run.config_path, {**run.read_config(), name: [1]})
+    with pytest.raises(RunDirectoryError, match=rf"`{name}` in .*config\.json' must be a JSON object, but is a list"):
+        RunDirectory.open_existing(tmp_path / "run")
+
+
 def test_what_is_no_run_directory_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(RunDirectoryError, match=r"must hold config\.json"):
@@ -137,7 +174,29 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
+    assert not run.is_held()
     with run.locked(), pytest.raises(RunDirectoryError, match="one process at a time"), run.locked():
         pass
     with run.locked():
-        pass
+        assert run.is_held()
+    assert not run.is_held()
+
+
+def test_a_file_replaces_its_own_kind_alone(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+
+    def check(path: Path) -> None:
+        check_writable(path, "a drawing", lambda file: file.suffix == ".svg")
+
+    for name in ("new", "empty", "old.svg"):
+        path = tmp_path / name
+        if name != "new":
+            path.write_text("" if name == "empty" else "<svg/>")
+        check(path)
+        check(run.path / name)
+    (tmp_path / "notes.md").write_text("years of work")
+    with pytest.raises(RunDirectoryError, match=r"a drawing replaces nothing but another one, but .*notes\.md"):
+        check(tmp_path / "notes.md")
+    for place in ("config.json", "result.json", "best/drawing.svg"):
+        with pytest.raises(RunDirectoryError, match="must not take the place of what a run holds of its own"):
+            check(run.path / place)

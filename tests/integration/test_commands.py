@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -199,6 +200,47 @@ def test_resume_of_a_finished_run_prints_its_result(finished: tuple[Path, Any]) 
     assert outcome.exit_code == 0
     assert outcome.json == finished[1]
     assert "is finished" in outcome.stderr
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[1]", "{}"])
+def test_a_damaged_result_is_made_again(finished: tuple[Path, Any], content: str) -> None:
+    folder = finished[0]
+    intact = (folder / "result.json").read_text()
+    try:
+        (folder / "result.json").write_text(content)
+        outcome = run("resume", folder)
+    finally:
+        (folder / "result.json").write_text(intact)
+    assert outcome.exit_code == 2
+    assert f"delete it and continue the run with `evoprune resume {folder}`" in outcome.message
+    assert "is finished" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["report", "RUN", "--out", f"RUN/{name}"] for name in ("result.json", "config.json", "best/evoprune.json")),
+        ["inspect", *MODEL, "--drawing", "RUN/front.csv"],
+        ["latency", *MODEL, "--out", "RUN/best/evoprune.json"],
+        ["report", "RUN", "--out", "notes.md"],
+        ["inspect", *MODEL, "--drawing", "notes.md"],
+        ["latency", *MODEL, "--out", "notes.md"],
+        ["export", "RUN", "--out", "RUN/best"],
+        ["export", "RUN", "--budget", "0.5", "--out", "RUN/best"],
+        ["pick", "RUN", "--budget", "0.5", "--out", "RUN/finetuned"],
+    ],
+)
+def test_nothing_is_written_over_files_of_a_run_or_of_the_users(
+    finished: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished[0], "RUN")
+    (tmp_path / "notes.md").write_text("years of work")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    outcome = run(*arguments)
+    assert outcome.exit_code == 2
+    assert "name another" in outcome.message
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_evaluate_agrees_with_the_search(inputs: Path, finished: tuple[Path, Any], tmp_path: Path) -> None:

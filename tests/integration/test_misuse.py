@@ -78,6 +78,8 @@ def test_unknown_name_gets_the_nearest(inputs: Path, tmp_path: Path, option: str
     ("option", "value", "rule"),
     [
         ("--population", "1", "greater than or equal to 4, but got 1"),
+        ("--population", "1000000000", "less than or equal to 100000, but got 1000000000"),
+        ("--fitness-images", "nosuch", "valid: auto, heldout, mixture"),
         ("--min-channels", "1.5", "a whole number >= 1 or a share in (0, 1), but got 1.5"),
         ("--min-channels", "many", "a count >= 1 or a share in (0, 1), but got 'many'"),
         ("--model-args", "width", "must be a JSON object"),

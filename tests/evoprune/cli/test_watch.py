@@ -116,7 +116,8 @@ def test_once(finished: RunDirectory) -> None:
     assert outcome.exit_code == 0
     assert "finished: 4 generations" in outcome.stdout
     assert outcome.stderr == ""
-    figures = run("watch", finished.path, "--once", "--json").json
+    (line,) = run("watch", finished.path, "--once", "--json").stdout.splitlines()
+    figures = json.loads(line)
     assert figures["status"] == "finished"
     assert len(figures["generations"]) == 5
     assert figures["evaluations_per_second"] > 0

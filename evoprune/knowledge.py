@@ -5,20 +5,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from evoprune.search import InitialShares, Prior
 from evoprune.search.guides import LearnScores
 from fitness.criteria import CRITERIA, ChannelKnowledge, CriterionInput, cached_knowledge, draw_seeds, shapley_values
+from fitness.gradients import deterministic_kernels
 from fitness.recipe import EvaluatorRecipe
 from search_spaces import SearchSpace
 from search_spaces.errors import EvoPruneError, OptionError, UnknownNameError
 from search_spaces.genome import BoolArray, FloatArray
+
+_LOGGER = logging.getLogger(__name__)
 
 MIXTURE, NONE, TWO_STEP = "mixture", "none", "two-step"
 #: Seeds of the default mixture, in the order in which they are dealt: of eight, five come from two-step elimination,
@@ -53,6 +58,8 @@ LEARNED: Mapping[str, LearnedCriterion] = {
     )
 }
 
+#: Criteria on statistics that are gathered and solved in float64 on small matrices.
+_ON_THE_PROCESSOR = frozenset({TWO_STEP, "entropic"})
 #: Images that criteria look at, evenly spread over the calibration images; two-step elimination takes all of these.
 _N_IMAGES = 128
 
@@ -261,7 +268,10 @@ def prior_of(name: str, knowledge: ChannelKnowledge) -> Prior:
 
 
 class KnowledgeSource:
-    """Computes what criteria know of one network.
+    """Computes what criteria know of one network, on the device of the recipe.
+
+    Those that rest on the layers' Gram matrices are the processor's, as these are. What a device cannot do, for want
+    of memory or of a kernel, the processor does, and a warning says so.
 
     Args:
         recipe: Gives network and calibration images.
@@ -270,22 +280,35 @@ class KnowledgeSource:
     """
 
     def __init__(self, recipe: EvaluatorRecipe, model: nn.Module | None = None, seed: int = 0) -> None:
-        self._recipe = replace(recipe, device="cpu")  # once per run, mostly on small matrices in float64
+        self._recipe = recipe
         self._model = model
         self._seed = seed
-        self._data: dict[int, CriterionInput] = {}
+        self._data: dict[tuple[int, str], CriterionInput] = {}
 
     def knowledge(self, name: str) -> ChannelKnowledge | EvoPruneError:
         """Return what the criterion knows, or why it knows nothing."""
         try:
-            return cached_knowledge(CRITERIA[name], self._criterion_input(name))
+            return self._computed(name, "cpu" if name in _ON_THE_PROCESSOR else self._recipe.device)
         except EvoPruneError as error:
             return error
 
-    def _criterion_input(self, name: str) -> CriterionInput:
-        inputs = self._recipe.calibration_inputs()
+    def _computed(self, name: str, device: str) -> ChannelKnowledge:
+        try:
+            with deterministic_kernels():
+                return cached_knowledge(CRITERIA[name], self._criterion_input(name, device))
+        except RuntimeError as error:  # what torch raises, out of memory included
+            if device == "cpu" or isinstance(error, EvoPruneError):
+                raise
+            _LOGGER.warning("the criterion %s is computed on the processor, since %s cannot: %s", name, device, error)
+            return self._computed(name, "cpu")
+
+    def _criterion_input(self, name: str, device: str) -> CriterionInput:
+        recipe = replace(self._recipe, device=device)
+        inputs = recipe.calibration_inputs()
         n = len(inputs) if name == TWO_STEP else min(len(inputs), _N_IMAGES)
-        if n not in self._data:
+        if (n, device) not in self._data:
             spread = np.linspace(0, len(inputs) - 1, n).round().astype(np.int64)
-            self._data[n] = CriterionInput(self._recipe.program(), inputs[spread], model=self._model, seed=self._seed)
-        return self._data[n]
+            self._data[n, device] = CriterionInput(
+                recipe.program(), inputs[torch.from_numpy(spread)], model=self._model, seed=self._seed
+            )
+        return self._data[n, device]

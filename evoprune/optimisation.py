@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fitness.data import ImageBatch, ImageData, ImageSplit, crop_and_flip, normalise
-from fitness.gradients import Descent, autocast
+from fitness.gradients import Descent, autocast, deterministic_kernels
 from search_spaces.errors import EvoPruneError, check_rules
 
 # inputs (n, C, H, W) float32 and the batch that they came from -> scalar loss
@@ -181,6 +181,6 @@ def accuracy(model: nn.Module, split: ImageSplit, data: ImageData, *, device: to
 def reproducible(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch's generators (dropout) and take deterministic kernels; everything is as before afterwards."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+    with torch.random.fork_rng(devices), deterministic_kernels():
         torch.manual_seed(seed)
         yield

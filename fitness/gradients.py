@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,19 @@ def learning_rate_factor(progress: float, warm_up_share: float) -> float:
 def autocast(device: torch.device) -> torch.autocast:
     """Return the context in which convolutions and linears run in bfloat16 where ``device`` gains by it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=gains_by_bfloat16(device))
+
+
+@contextmanager
+def deterministic_kernels() -> Iterator[None]:
+    """Let cuDNN, where it is used, take kernels that give equal bits each time; as before afterwards."""
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(
+        enabled=cudnn.enabled,  # the flags' own default switches it off
+        benchmark=False,
+        deterministic=True,
+        allow_tf32=cudnn.allow_tf32,
+    ):
+        yield
 
 
 class Descent:

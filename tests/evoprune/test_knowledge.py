@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -182,3 +183,33 @@ def test_seeds_are_spread_over_costs_where_a_whole_front_is_searched(recipe: Eva
     assert of_two_step.seeds is not None
     np.testing.assert_array_equal(mixed.seeds[0], of_two_step.seeds[0])
     np.testing.assert_array_equal(mixed.seeds[1], of_l1.seeds[1])
+
+
+def test_what_a_device_cannot_do_the_processor_does(recipe: EvaluatorRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    """The device ``meta`` holds no numbers and can compute nothing."""
+    expected = module.KnowledgeSource(recipe).knowledge("qsfm-ssim")
+    found = module.KnowledgeSource(dataclasses.replace(recipe, device="meta")).knowledge("qsfm-ssim")
+    assert isinstance(expected, ChannelKnowledge)
+    assert isinstance(found, ChannelKnowledge)
+    assert found.similarity.keys() == expected.similarity.keys()
+    for group, matrix in found.similarity.items():
+        np.testing.assert_array_equal(matrix, expected.similarity[group])
+    assert "qsfm-ssim is computed on the processor, since meta cannot" in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_a_gpu_knows_what_the_processor_knows(recipe: EvaluatorRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    gpu, processor = (
+        module.KnowledgeSource(dataclasses.replace(recipe, device=device), TinyNet().eval())
+        for device in ("cuda", "cpu")
+    )
+    for name in CRITERIA:
+        found, expected = gpu.knowledge(name), processor.knowledge(name)
+        assert isinstance(found, ChannelKnowledge), name
+        assert isinstance(expected, ChannelKnowledge), name
+        if expected.scores is not None and np.ptp(expected.scores) > 0:
+            assert found.scores is not None, name
+            assert np.corrcoef(found.scores, expected.scores)[0, 1] > 0.95, name
+        for group, matrix in expected.similarity.items():
+            np.testing.assert_allclose(found.similarity[group], matrix, atol=1e-2, err_msg=name)
+    assert "cannot" not in caplog.text

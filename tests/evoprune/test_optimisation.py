@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evoprune.optimisation import GradientRecipe, TrainingError, accuracy, fit
+from evoprune.optimisation import GradientRecipe, TrainingError, accuracy, fit, reproducible
 from fitness.data import ImageBatch
 from fitness.gradients import learning_rate_factor
 from search_spaces.errors import OptionError
@@ -122,3 +122,11 @@ def test_accuracy_counts_right_answers() -> None:
 def test_recipe_rules(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         GradientRecipe(**({"epochs": 1, "batch_size": 8, "learning_rate": 0.1} | changes))
+
+
+def test_deterministic_kernels_leave_cudnn_as_it_was() -> None:
+    before = torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32
+    with reproducible(torch.device("cpu"), seed=0):
+        assert (torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32) == before
+        assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.deterministic

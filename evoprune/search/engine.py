@@ -32,7 +32,7 @@ from evoprune.search.population import Population
 from evoprune.search.priors import PriorMixture
 from evoprune.search.state import SearchState, as_json, check_identity, pack_hall, restore_hall
 from fitness.evaluation import Evaluation
-from search_spaces.errors import ExecutionError, OptionError
+from search_spaces.errors import ExecutionError, GenomeShapeError, OptionError
 from search_spaces.genome import BoolArray, FloatArray, IntArray, genome_digest
 
 _STATE_VERSION = 3
@@ -60,6 +60,7 @@ class Search:
 
     Raises:
         BudgetError: A budget is malformed or cannot be reached.
+        GenomeShapeError: ``seeds`` are no genomes of the space.
         OptionError: The space offers nothing to remove, or an argument does not fit it.
         UnknownNameError: The configuration names an operator that is not on the toolbox (raised by :meth:`ask`).
     """
@@ -84,6 +85,11 @@ class Search:
             )
         if seed < 0:
             raise OptionError(f"a seed must not be negative, but got {seed}; give a number such as 0")
+        if seeds is not None and (seeds.dtype != np.bool_ or seeds.ndim != 2 or seeds.shape[1] != space.n_genes):
+            raise GenomeShapeError(
+                f"seeds must be a boolean array (m, {space.n_genes}), but got {seeds.dtype} {seeds.shape}; make them "
+                "with the methods of the search space"
+            )
         self.space = space
         self.config = config
         self.seed = seed

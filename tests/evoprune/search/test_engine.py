@@ -13,7 +13,14 @@ import pytest
 
 from evoprune.search import BestIndividuals, Individual, LadderPlan, Prior, Search, SearchConfig, SearchState
 from fitness.evaluation import Evaluation
-from search_spaces.errors import ExecutionError, ObjectiveValueError, OptionError, RunDirectoryError, UnknownNameError
+from search_spaces.errors import (
+    ExecutionError,
+    GenomeShapeError,
+    ObjectiveValueError,
+    OptionError,
+    RunDirectoryError,
+    UnknownNameError,
+)
 from search_spaces.genome import genome_digest
 from tests.evoprune.fakes import CountingEvaluator, make_target, tiny_space
 
@@ -423,3 +430,9 @@ def test_operators_whose_children_survive_are_used_more_often() -> None:
     last = adaptive.logbook[-1]
     assert last["share_mutate_swap"] > 0.6 > 0.4 > last["share_mutate_spoil"] >= 0.15
     assert constant.logbook[-1]["share_mutate_swap"] == constant.logbook[-1]["share_mutate_spoil"] == 0.5
+
+
+@pytest.mark.parametrize("seeds", [np.ones((2, 3), np.bool_), np.ones(4, np.bool_), np.ones((2, 8))])
+def test_seeds_that_are_no_genomes_of_the_space_are_refused(seeds: Any) -> None:
+    with pytest.raises(GenomeShapeError, match=r"seeds must be a boolean array \(m, "):
+        Search(tiny_space(), SearchConfig({"macs": 0.5}, LadderPlan("network")), seed=0, seeds=seeds)

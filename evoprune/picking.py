@@ -83,7 +83,7 @@ def check_target(run: RunDirectory, target: Path) -> None:
 
 
 def _best_within(run: RunDirectory, space: SearchSpace, metric: str, fraction: float, rung: str) -> StoredEvaluation:
-    """Return the evaluation of least objective within the budget; of equal ones the cheapest, then the first."""
+    """Return the evaluation of least objective within the budget; of equal ones the cheapest, as in ``front.csv``."""
     with EvaluationStore(run.evaluations_path, read_only=True) as store:
         judged = [record for record in store.records(rung) if np.isfinite(record.evaluation.objective)]
     if not judged:
@@ -99,4 +99,6 @@ def _best_within(run: RunDirectory, space: SearchSpace, metric: str, fraction: f
             f"{costs.min():.4f} and the dearest {costs.max():.4f} of the dense {metric}, and the budget is "
             f"{fraction:.4g}; raise it, or search with `--mode pareto`, which covers all costs"
         )
-    return judged[min(within, key=lambda row: (judged[row].evaluation.objective, costs[row]))]
+    return judged[
+        min(within, key=lambda row: (judged[row].evaluation.objective, costs[row], judged[row].evaluation.digest))
+    ]

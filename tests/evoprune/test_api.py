@@ -148,11 +148,11 @@ def test_no_callbacks_are_none_and_a_users_folder_stays(network: nn.Module, tmp_
 
 def test_objects_of_another_kind_than_a_run_needs(network: nn.Module, finished: evoprune.SearchResult) -> None:
     with pytest.raises(OptionError, match=r"`data` must be .* but got 3"):
-        evoprune.evaluate(finished.run, model=network, data=3)  # type: ignore[arg-type]
+        evoprune.evaluate(finished.run, model=network, data=3)  # type: ignore[arg-type]  # the wrong kind is the point
     with pytest.raises(OptionError, match=r"`model` must be the dense network, .* but got 'vgg16'"):
-        evoprune.load(finished.best_path, "vgg16")  # type: ignore[arg-type]
+        evoprune.load(finished.best_path, "vgg16")  # type: ignore[arg-type]  # the wrong kind is the point
     with pytest.raises(OptionError, match="`n_classes >= 1` must hold, but got 'a'"):
-        evoprune.inspect("resnet20", n_classes="a")  # type: ignore[arg-type]
+        evoprune.inspect("resnet20", n_classes="a")  # type: ignore[arg-type]  # the wrong kind is the point
 
 
 @pytest.mark.parametrize(

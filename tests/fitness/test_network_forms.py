@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional
 
 from fitness.compensation import SequentialCompensation, shortcut_partners
 from fitness.merging import MergeCompensation
@@ -34,7 +35,7 @@ class Stem(nn.Module):
         self.stem, self.middle, self.head = nn.Conv2d(3, 8, 3, stride=2), middle, nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        value: Tensor = self.head(self.middle(F.relu(self.stem(x))).mean((2, 3)))
+        value: Tensor = self.head(self.middle(functional.relu(self.stem(x))).mean((2, 3)))
         return value
 
 
@@ -46,7 +47,7 @@ class ContextBlock(nn.Module):
         self.squeeze, self.excite = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        context: Tensor = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
+        context: Tensor = self.excite(functional.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
         return x + context
 
 
@@ -58,11 +59,14 @@ class Offset(nn.Module):
         self.layer, self.offset = nn.Conv2d(8, 8, 3), nn.Parameter(torch.ones(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.layer(x) + self.offset)
+        return functional.relu(self.layer(x) + self.offset)
 
 
 class FunctionalNorm(nn.Module):
     """A batch norm that no module stands for."""
+
+    mean: Tensor
+    power: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,8 +76,8 @@ class FunctionalNorm(nn.Module):
         self.register_buffer("power", torch.rand(6) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.batch_norm(self.layer(x), self.mean, self.power, self.scale, self.shift)  # type: ignore[arg-type]
-        value: Tensor = self.last(F.relu(y))
+        y = functional.batch_norm(self.layer(x), self.mean, self.power, self.scale, self.shift)
+        value: Tensor = self.last(functional.relu(y))
         return value
 
 
@@ -85,7 +89,7 @@ class SharedNorm(nn.Module):
         self.first, self.second, self.norm = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.second(F.relu(self.norm(self.first(x))))))
+        return functional.relu(self.norm(self.second(functional.relu(self.norm(self.first(x))))))
 
 
 class BatchStatistics(nn.Module):
@@ -96,7 +100,7 @@ class BatchStatistics(nn.Module):
         self.layer, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.layer(x)))
+        return functional.relu(self.norm(self.layer(x)))
 
 
 class Tokens(nn.Module):
@@ -109,7 +113,7 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.flatten(2).transpose(1, 2) if self.is_flat else x.permute(0, 2, 3, 1)
-        y = y + self.down(F.gelu(self.up(self.norm(y))))
+        y = y + self.down(functional.gelu(self.up(self.norm(y))))
         return y.transpose(1, 2).unflatten(2, x.shape[2:]) if self.is_flat else y.permute(0, 3, 1, 2)
 
 
@@ -121,8 +125,8 @@ class OwnConstant(nn.Module):
         self.stem, self.weight, self.head = nn.Conv2d(3, 8, 3), nn.Parameter(torch.randn(6, 8, 1, 1)), nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)))
-        value: Tensor = self.head(F.relu(F.conv2d(x, self.weight)).mean((2, 3)))
+        x = functional.relu(self.stem(x - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)))
+        value: Tensor = self.head(functional.relu(functional.conv2d(x, self.weight)).mean((2, 3)))
         return value
 
 
@@ -167,10 +171,10 @@ def prepared(name: str) -> tuple[nn.Module, Program, Tensor, BoolArray]:
 SEARCHABLE = [*FORMS, *(name for name, pattern in PATTERNS.items() if pattern.n_genes and len(pattern.inputs()) == 1)]
 
 
-def first(output: object) -> Tensor:
+def first(output: Any) -> Tensor:
     """Return the first of the outputs of a network."""
     while not isinstance(output, Tensor):
-        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]  # type: ignore[index]
+        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
     return output
 
 

@@ -20,7 +20,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fitness.compensation import CompensationOptions
-from fitness.network import NETWORK_RUNG, NetworkEvaluator, StageEvaluator, logits_of
+from fitness.network import NETWORK_RUNG, NetworkEvaluator, StageEvaluator
 from fitness.options import FitnessOptions
 from fitness.precision import gains_by_bfloat16
 from fitness.program import Program
 from fitness.recalibration import recalibrate
-from fitness.static_compensation import StaticCompensation
-from fitness.statistics import StatisticsOptions, collect_statistics
+from fitness.statistics import SEARCH_STATISTICS, collect_statistics
 from fitness.two_step import TwoStep
 from search_spaces import SearchSpace, prune_model
 from search_spaces.genome import BoolArray
@@ -110,16 +107,15 @@ def measure(name: str, budget: float, n_images: int, n_genomes: int) -> dict[str
     images = plain.to(dtype)
     labels = functional.one_hot(torch.arange(n_images) % 10, 10).float()
     program = Program(space, named_tensors(model))
-    options = FitnessOptions(solve=CompensationOptions(), compensation="none")
-    sequential_options = replace(options, compensation="sequential")
-    sequential = NetworkEvaluator(program, images, labels, images[:256], sequential_options)
-    plainly = NetworkEvaluator(program, images, labels, images[:256], options)
-    data = collect_statistics(program, images[:256], StatisticsOptions(max_bytes=1 << 29))
-    static, two_step = StaticCompensation(program, data), TwoStep(program, data)
+    options = FitnessOptions(compensation="none")
+    known = collect_statistics(program, images[:256], SEARCH_STATISTICS)
+    two_step = TwoStep(program, known)
 
-    def static_rung(genome: BoolArray) -> Tensor:
-        return logits_of(program, static(genome), images, options.batch_size)
+    def judging(compensation: str) -> NetworkEvaluator:
+        chosen = FitnessOptions(**{**vars(options), "compensation": compensation})
+        return NetworkEvaluator(program, images, labels, images[:256], chosen, statistics=known)
 
+    plainly, static, sequential = judging("none"), judging("static"), judging("sequential")
     stage_start = space.groups[len(space.groups) * 2 // 3].start
     base = genomes[0]
     staged = np.repeat(base[None], n_genomes + 1, axis=0)
@@ -131,7 +127,7 @@ def measure(name: str, budget: float, n_images: int, n_genomes: int) -> dict[str
     ways: dict[str, list[Callable[[], object]]] = {
         "naive": [lambda g=g: naive(model, space, g, plain) for g in genomes],
         "network rung, as sliced": [lambda g=g: plainly.evaluate(g[None], NETWORK_RUNG) for g in genomes],
-        "network rung, static compensation": [lambda g=g: static_rung(g) for g in genomes],
+        "network rung, static compensation": [lambda g=g: static.evaluate(g[None], NETWORK_RUNG) for g in genomes],
         "network rung, sequential compensation": [
             lambda g=g: sequential.evaluate(g[None], NETWORK_RUNG) for g in genomes
         ],

@@ -43,6 +43,8 @@ BUDGETS = (0.7, 0.5, 0.3)
 ROUND_TO = 8
 #: A rounded network counts as slower where it takes so much more time than the free one: what repetitions differ by.
 TOLERANCE = 1.05
+#: What the figures of a page stand between.
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 def trace(name: str, round_to: int = 1) -> tuple[torch.nn.Module, SearchSpace]:
@@ -147,12 +149,16 @@ def rounding_table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def has_marks(path: Path) -> bool:
+    """Return whether ``path`` is a page that figures can be written into."""
+    return path.is_file() and all(mark in path.read_text(encoding="utf-8") for mark in (BEGIN, END))
+
+
 def write_figures(path: Path, document: dict[str, Any]) -> None:
     """Replace what stands between the marks in the page ``path`` by the figures of this run."""
-    begin, end = "<!-- figures: begin -->", "<!-- figures: end -->"
     text = path.read_text(encoding="utf-8")
-    head, _, rest = text.partition(begin)
-    _, _, tail = rest.partition(end)
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
     config = document["config"]
     figures = (
         f"{document['device']}, {config['n_threads']} thread(s), {config['dtype']}, torch "
@@ -160,7 +166,7 @@ def write_figures(path: Path, document: dict[str, Any]) -> None:
         f"{config['n_checks']} sliced networks.\n\n"
         f"{error_table(document['results'])}\n\n{rounding_table(document['results'])}\n"
     )
-    path.write_text(f"{head}{begin}\n{figures}{end}{tail}", encoding="utf-8")
+    path.write_text(f"{head}{BEGIN}\n{figures}{END}{tail}", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmark-results/latency.json"))
     parser.add_argument("--docs", type=Path, help="page whose figures are replaced, such as docs/latency.md")
     given = parser.parse_args(arguments)
+    if given.docs is not None and not has_marks(given.docs):
+        parser.error(f"--docs {given.docs}: must be an existing page with the lines {BEGIN} and {END}")
     base = MeasurementOptions(n_threads=given.threads, n_rounds=given.rounds)
     cases, n_checks, n_genomes = CASES, given.checks, given.genomes
     if given.smoke:

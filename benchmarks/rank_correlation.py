@@ -39,13 +39,10 @@ from fitness.distillation import DISTILLATION_RUNG
 from fitness.evaluation import Evaluation
 from fitness.gradients import autocast, first_logits
 from fitness.ladder import SHIPPED_RUNG, build_ladder, fewer_images_rung
-from fitness.network import NETWORK_RUNG, NetworkEvaluator
+from fitness.network import NETWORK_RUNG
 from fitness.options import OBJECTIVES, FitnessOptions
 from fitness.recipe import EvaluatorRecipe, final_network, make_recipe
 from fitness.seeding import two_step_scores, width_seeds
-from fitness.static_compensation import StaticCompensation
-from fitness.statistics import SEARCH_STATISTICS
-from fitness.statistics_cache import cached_statistics
 from fitness.two_step import E1_RUNG, E2_RUNG
 from fitness.wavelet import WAVELET_RUNG
 from search_spaces import SearchSpace
@@ -128,6 +125,7 @@ class Subject:
             "wavelet": (WAVELET_RUNG, {}),
             "network as sliced": (NETWORK_RUNG, {"compensation": "none"}),
             "network, merged": (NETWORK_RUNG, {"compensation": "merge"}),
+            "network, static compensation": (NETWORK_RUNG, {"compensation": "static"}),
         }
         for n_images in (options.n_fitness_images // 4, options.n_fitness_images // 2):
             wanted[f"network, {n_images} images"] = (fewer_images_rung(n_images), {})
@@ -140,15 +138,7 @@ class Subject:
         for label, (rung, changes) in wanted.items():
             evaluator = build_ladder(self._recipe(rung, **changes), self.model)
             rungs[label] = lambda genome, e=evaluator, r=rung: e.evaluate(genome[None], r)[0]
-        rungs["network, static compensation"] = self._static()
         return rungs
-
-    def _static(self) -> Callable[[BoolArray], Evaluation]:
-        evaluator: Any = build_ladder(self._recipe(NETWORK_RUNG, compensation="none"))
-        assert isinstance(evaluator, NetworkEvaluator)
-        known = cached_statistics(evaluator.program, self.recipe.calibration_inputs(), SEARCH_STATISTICS)
-        evaluator.compensate = StaticCompensation(evaluator.program, known)  # type: ignore[assignment]
-        return lambda genome: evaluator.evaluate(genome[None], NETWORK_RUNG)[0]
 
     def genome(self, index: int) -> tuple[BoolArray, float, str]:
         """Return genome ``index`` with its budget and kind; it depends on nothing but the index."""

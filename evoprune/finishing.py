@@ -73,12 +73,12 @@ def finish(
     baseline = baseline_genome(options, preparation, outcome.best.genome)
     networks: dict[str, tuple[nn.Module, BoolArray, str] | None] = {
         "test_accuracy_dense": None,
-        "test_accuracy": (cut_from, outcome.best.genome, fitness.compensation),
+        "test_accuracy": (cut_from, outcome.best.genome, fitness.final_compensation),
         "baseline_uniform_l1_test_accuracy": (dense, baseline, BASELINE_ADAPTATION),
-        "baseline_uniform_l1_adapted_test_accuracy": (dense, baseline, fitness.compensation),
+        "baseline_uniform_l1_adapted_test_accuracy": (dense, baseline, fitness.final_compensation),
     }
     if rival is not None:
-        networks[RIVAL_ACCURACY] = (dense, rival, fitness.compensation)
+        networks[RIVAL_ACCURACY] = (dense, rival, fitness.final_compensation)
     accuracies: dict[str, float] = {}
     uncompensated: tuple[str, ...] = ()
     observer.on_stage("adapting and testing the networks", len(networks))

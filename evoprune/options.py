@@ -127,7 +127,7 @@ class SearchOptions(NetworkOptions):
     ] = None
     objective: Annotated[str, Field(description="what is minimised: a name of `evoprune list objectives`")] = "kl"
     compensation: Annotated[
-        str, Field(description="what a sliced network gets before it is judged: sequential, merge, recalibrate or none")
+        str, Field(description="what a sliced network gets before it is judged: one of `evoprune list compensations`")
     ] = FITNESS.compensation
     fitness_images: Annotated[
         str, Field(description="auto, mixture (for networks that saw these images in training) or heldout")

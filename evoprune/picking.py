@@ -55,7 +55,7 @@ def pick_network(
         n_params=record.n_params,
         n_params_dense=space.n_params_dense,
         genome_digest=record.evaluation.digest,
-        adaptation=fitness.compensation,
+        adaptation=fitness.final_compensation,
     )
 
 

@@ -74,7 +74,7 @@ def run_result(run: RunDirectory, options: SearchOptions, preparation: Preparati
         n_params=int(space.n_params(best)[0]),
         n_params_dense=space.n_params_dense,
         n_test_images=len(preparation.data.test),
-        adaptation=fitness.compensation,
+        adaptation=fitness.final_compensation,
         baseline_uniform_l1_macs=int(space.macs(baseline)[0]),
         baseline_uniform_l1_n_params=int(space.n_params(baseline)[0]),
         uncompensated_layers=findings.uncompensated,

@@ -49,6 +49,7 @@ from fitness.data import ImageData
 from fitness.distillation import DISTILLATION_RUNG
 from fitness.ladder import ModelSource
 from fitness.network import NETWORK_RUNG
+from fitness.options import UPDATING_COMPENSATIONS
 from fitness.recipe import EvaluatorRecipe, make_recipe
 from fitness.seeding import two_step_of
 from search_spaces.errors import OptionError, RunDirectoryError
@@ -207,7 +208,7 @@ def knowledge_of(options: SearchOptions, preparation: Preparation) -> Knowledge:
 
 def _choice(options: SearchOptions, preparation: Preparation) -> Choice:
     compensation = fitness_options(options, preparation).compensation
-    return options.criteria(is_compensated=compensation in ("sequential", "merge"))
+    return options.criteria(is_compensated=compensation in UPDATING_COMPENSATIONS)
 
 
 def make_executor(

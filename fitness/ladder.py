@@ -20,7 +20,7 @@ from fitness.evaluation import Evaluation, Evaluator
 from fitness.network import NETWORK_RUNG, NetworkEvaluator
 from fitness.options import FitnessOptions
 from fitness.program import Program
-from fitness.statistics import SEARCH_STATISTICS, collect_statistics
+from fitness.statistics import SEARCH_STATISTICS, DenseStatistics, collect_statistics
 from fitness.statistics_cache import cached_statistics
 from fitness.two_step import E1_RUNG, E2_RUNG, TwoStep, TwoStepEvaluator
 from fitness.wavelet import WAVELET_RUNG, WaveletAggregation, WaveletEvaluator
@@ -141,10 +141,16 @@ def _two_step(recipe: EvaluatorRecipe, program: Program) -> TwoStepEvaluator:
     if recipe.device != "cpu":  # small matrices in float64 are the processor's
         recipe = replace(recipe, device="cpu")
         program = recipe.program()
+    return TwoStepEvaluator(TwoStep(program, _statistics(recipe, program, recipe.calibration_inputs())))
+
+
+def _statistics(recipe: EvaluatorRecipe, program: Program, inputs: torch.Tensor) -> DenseStatistics:
+    """Return the dense statistics of ``program``, on the processor, over ``inputs``, some of the calibration images."""
+    if recipe.device != "cpu":
+        program, inputs = replace(recipe, device="cpu").program(), inputs.cpu()
     # Those of a network that changes during a run would fill the disk, and nobody would ask for them again.
     gather = collect_statistics if recipe.has_teacher else cached_statistics
-    statistics = gather(program, recipe.calibration_inputs(), SEARCH_STATISTICS)
-    return TwoStepEvaluator(TwoStep(program, statistics))
+    return gather(program, inputs, SEARCH_STATISTICS)
 
 
 def _wavelet(recipe: EvaluatorRecipe, program: Program) -> WaveletEvaluator:
@@ -167,19 +173,22 @@ def _network(recipe: EvaluatorRecipe, program: Program, rung: str) -> NetworkEva
         rows = torch.cat(chosen).to(inputs.device)
         inputs, soft_labels, part_sizes = inputs[rows], soft_labels[rows], tuple(part_sizes_left)
         calibration = calibration[_spread(len(calibration), share).to(inputs.device)]
+    options = recipe.options
+    known = _statistics(recipe, program, calibration) if options.compensation == "static" else None
     return NetworkEvaluator(
-        program, inputs, soft_labels, calibration, recipe.options, part_sizes, rung, recipe.teacher()
+        program, inputs, soft_labels, calibration, options, part_sizes, rung, recipe.teacher(), known
     )
 
 
 def _shipped(recipe: EvaluatorRecipe, program: Program) -> NetworkEvaluator:
-    multiplications = min(recipe.options.elite_multiplications, recipe.options.final_multiplications)
+    options = replace(recipe.options, compensation=recipe.options.final_compensation)
+    multiplications = min(options.elite_multiplications, options.final_multiplications)
     return NetworkEvaluator(
         program,
         recipe.inputs("elite/images"),
         recipe.tensor("elite/soft_labels"),
         recipe.inputs("elite/calibration"),
-        replace(recipe.options, solve=replace(final_solve(recipe.options), max_multiplications=multiplications)),
+        replace(options, solve=replace(final_solve(options), max_multiplications=multiplications)),
         recipe.elite_part_sizes,
         SHIPPED_RUNG,
         recipe.teacher(),

@@ -22,10 +22,13 @@ from fitness.options import FitnessOptions
 from fitness.prefix import Pause, PauseStack
 from fitness.program import Program, SlicedTensors
 from fitness.recalibration import Recalibration
+from fitness.static_compensation import StaticCompensation
+from fitness.statistics import SEARCH_STATISTICS, DenseStatistics, collect_statistics
 from search_spaces.errors import GenomeShapeError, UnknownNameError
 from search_spaces.genome import BoolArray, IntArray, genome_digest
 
 NETWORK_RUNG = "network"
+Compensation = SequentialCompensation | StaticCompensation | MergeCompensation | Recalibration
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class NetworkEvaluator:
         part_sizes: Sequence[int] = (),
         rung: str = NETWORK_RUNG,
         teacher: Program | None = None,
+        statistics: DenseStatistics | None = None,
     ) -> None:
         """Compute the dense network's predictions and targets once.
 
@@ -147,6 +151,8 @@ class NetworkEvaluator:
             part_sizes: Sizes of the parts of the fitness images; one part by default.
             rung: Name of the rung.
             teacher: Whose predictions candidates are compared with; those of ``program`` by default.
+            statistics: Of the dense network, which compensation ``static`` solves from; gathered from the calibration
+                images by default, for which ``program`` must be on the processor.
         """
         self.rung = rung
         self.program = program
@@ -156,9 +162,12 @@ class NetworkEvaluator:
         parts = tuple(part_sizes) or (len(fitness_inputs),)
         logits = logits_of(teacher, dense, fitness_inputs, options.batch_size)
         self.images = JudgedImages(fitness_inputs, soft_labels, functional.log_softmax(logits, dim=1), parts)
-        self.compensate: SequentialCompensation | MergeCompensation | Recalibration | None = None
+        self.compensate: Compensation | None = None
         if options.compensation == "sequential":
             self.compensate = SequentialCompensation(program, calibration_inputs, options.solve)
+        elif options.compensation == "static":
+            known = statistics or collect_statistics(program, calibration_inputs, SEARCH_STATISTICS)
+            self.compensate = StaticCompensation(program, known)
         elif options.compensation == "merge":
             self.compensate = MergeCompensation(program, calibration_inputs)
         elif options.compensation == "recalibrate":

@@ -19,10 +19,14 @@ FITNESS_IMAGES = {
 }
 COMPENSATIONS = {
     "sequential": "least squares, layer by layer, from the pruned network's own activations",
+    "static": "least squares, every layer on its own, from the dense network's statistics: no image is passed; what is "
+    "handed back is solved sequentially",
     "merge": "the weights of dropped channels added to those of the kept channels most like them; solves nothing",
     "recalibrate": "batch-norm statistics estimated anew",
     "none": "the sliced weights as they are",
 }
+#: Those that change weights, so that errors after an update foretell what a candidate is worth.
+UPDATING_COMPENSATIONS = frozenset({"sequential", "static", "merge"})
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class FitnessOptions:
     n_calibration_images: int = 256
     n_lessons: int = 4096
     n_distillation_steps: int = 200
-    compensation: Literal["sequential", "merge", "recalibrate", "none"] = "sequential"
+    compensation: Literal["sequential", "static", "merge", "recalibrate", "none"] = "sequential"
     solve: CompensationOptions = field(default_factory=CompensationOptions)
     final_calibration_images: int = 6000
     final_positions: int = 16
@@ -71,6 +75,11 @@ class FitnessOptions:
     elite_multiplications: float = 5e9
     batch_size: int = 256
     max_prefix_bytes: int = 1 << 29
+
+    @property
+    def final_compensation(self) -> Literal["sequential", "merge", "recalibrate", "none"]:
+        """What elites and the network that is handed back get: ``compensation``, or for ``static`` the dearer solve."""
+        return "sequential" if self.compensation == "static" else self.compensation
 
     def __post_init__(self) -> None:
         """Check names and counts.

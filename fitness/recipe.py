@@ -228,14 +228,15 @@ def final_network(
     """
     options = options or FitnessOptions()
     inputs = normalise(final_images(model, space, data, options, seed), data.mean, data.std)
-    if options.compensation == "none":
+    compensation = options.final_compensation
+    if compensation == "none":
         return prune_model(model, space, genome).eval()
-    if options.compensation == "recalibrate":
+    if compensation == "recalibrate":
         small = prune_model(model, space, genome).eval()
         recalibrate(small, _batches(inputs, options.batch_size))
         return small
     program = Program(space, named_tensors(model))
-    if options.compensation == "merge":
+    if compensation == "merge":
         return compensated_model(model, program, MergeCompensation(program, inputs)(genome))
     if gains_by_bfloat16("cpu"):  # activations alone: solves and weights stay in float32
         inputs = inputs.to(torch.bfloat16)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitness.compensation import Prefix
+from fitness.compensation import Prefix, solved_before
 from fitness.folding import keep_mask
 from fitness.layer_error import optimal_update
 from fitness.planar import PlanarLayer, planar
@@ -20,7 +20,7 @@ from fitness.program import Program, SlicedTensors
 from fitness.regression import from_rows
 from fitness.statistics import ConsumerStatistics, DenseStatistics, channel_columns
 from search_spaces.errors import OptionError
-from search_spaces.genome import BoolArray
+from search_spaces.genome import BoolArray, IntArray
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -58,17 +58,26 @@ class StaticCompensation:
     def __call__(self, genome: BoolArray, prefix: Prefix | None = None) -> SlicedTensors:
         """Return the sliced tensors of ``genome`` ``(n_genes,)`` in float32, compensated.
 
-        Every layer is solved on its own and no image runs: what a ``prefix`` would spare does not exist here. A layer
-        whose system is ill-conditioned keeps its weights, and is named in ``uncompensated``.
+        Every layer is solved on its own, on the processor, and no image runs. A layer whose system is ill-conditioned
+        keeps its weights, and is named in ``uncompensated``. Layers that a ``prefix`` holds are taken from it.
         """
-        del prefix
         tensors = self.program.slice(genome)
+        if prefix is not None:
+            tensors.weights.update(prefix.solved.weights)
+            tensors.biases.update(prefix.solved.biases)
+            tensors.uncompensated = prefix.solved.uncompensated
         with torch.no_grad():
             for consumer, view in self.consumers:
                 keep = keep_mask(consumer.column_genes, genome)
-                if not keep.all():
+                is_done = prefix is not None and consumer.layer in prefix.solved.weights
+                if not is_done and not keep.all():
                     self._update(consumer, view, keep, genome, tensors)
         return tensors
+
+    def prefix(self, genome: BoolArray, open_genes: IntArray) -> Prefix:
+        """Return what all genomes share that differ from ``genome`` in ``open_genes`` only: tensors, no activation."""
+        step = self.program.first_step_of(open_genes)
+        return Prefix(step, {}, solved_before(self.program, self(genome), step))
 
     def _update(
         self,
@@ -83,7 +92,7 @@ class StaticCompensation:
         keep_out = keep_mask(layer.out_genes, genome).reshape(view.groups, -1)
         new_rows, shifts = [], []
         for index, whole in enumerate(view.rows):
-            rows = whole[torch.from_numpy(keep_out[index])]
+            rows = whole[torch.from_numpy(keep_out[index])].cpu()
             change = self._change(consumer, index, view, rows, kept, dropped)
             if change is None:
                 _LOGGER.info("compensation of %s skipped: the regression is ill-conditioned", layer.name)
@@ -96,9 +105,9 @@ class StaticCompensation:
         shape = view.layer.weight.shape
         n_inputs = len(kept) // int(np.prod(shape[2:]))
         like = sliced.reshape(len(sliced), n_inputs, *shape[2:])
-        tensors.weights[layer.name] = from_rows(torch.cat(new_rows), like).reshape(sliced.shape)
+        tensors.weights[layer.name] = from_rows(torch.cat(new_rows).to(like.device), like).reshape(sliced.shape)
         if layer.has_bias:
-            tensors.biases[layer.name] = tensors.biases[layer.name] + torch.cat(shifts)
+            tensors.biases[layer.name] = tensors.biases[layer.name] + torch.cat(shifts).to(like.device)
 
     def _change(
         self,

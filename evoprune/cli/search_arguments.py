@@ -100,7 +100,7 @@ DistillSteps = Annotated[
     _FITNESS("--distill-steps", help="Gradient steps before a candidate is judged.", show_default="distill: 200"),
 ]
 Objective = Annotated[str, _FITNESS(help="What is minimised: a name of `evoprune list objectives`.")]
-Compensation = Annotated[str, _FITNESS(help="What a sliced network gets: sequential, merge, recalibrate or none.")]
+Compensation = Annotated[str, _FITNESS(help="What a sliced network gets: a name of `evoprune list compensations`.")]
 KindOfImages = Annotated[str, _FITNESS("--fitness-images", help="auto, mixture or heldout.")]
 Workers = Annotated[int, _RUN(help="Ray workers; 0 evaluates inside this process.")]
 Log = Annotated[list[str] | None, _RUN(help="Also log there: a name of `evoprune list loggers`; repeatable.")]

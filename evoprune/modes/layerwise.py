@@ -19,6 +19,7 @@ from evoprune.modes.plan import Cutter
 from evoprune.modes.sequence import SequentialSearch
 from evoprune.options import SearchOptions
 from evoprune.search import LadderPlan, Strategy
+from fitness.options import UPDATING_COMPENSATIONS
 from fitness.two_step import E1_RUNG, E2_RUNG
 from search_spaces import SearchSpace, Stage, SubSpace
 from search_spaces.errors import OptionError
@@ -109,7 +110,7 @@ def check_layers(space: SearchSpace, options: SearchOptions) -> None:
         OptionError: Blocks may be removed, or two-step is none of the priors.
     """
     _refuse_blocks(space)
-    priors = options.criteria(is_compensated=options.compensation in ("sequential", "merge")).priors
+    priors = options.criteria(is_compensated=options.compensation in UPDATING_COMPENSATIONS).priors
     if TWO_STEP not in priors:
         raise OptionError(
             f"mode `layerwise` takes order and ratio from two-step errors, but two-step is not among the priors "

@@ -12,6 +12,7 @@ from torch import nn
 
 import evoprune
 from evoprune.artefact import ArtefactError
+from evoprune.evaluation_store import EvaluationStore
 from evoprune.observer import SilentObserver
 from evoprune.options import SearchOptions
 from evoprune.preparation import resolve_device
@@ -65,6 +66,26 @@ def test_the_users_network_is_untouched(tmp_path: Path) -> None:
     assert hash_weights(network) == before
     assert not any(module._forward_hooks for module in network.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("mode", ["global", "layerwise", "pareto"])
+def test_what_was_judged_statically_is_handed_back_solved(mode: str, network: nn.Module, tmp_path: Path) -> None:
+    results = [
+        evoprune.search(network, bars(), mode=mode, compensation=compensation, out=tmp_path / compensation, **QUICK)
+        for compensation in ("static", "sequential")
+    ]
+    assert {result.adaptation for result in results} == {"sequential"}
+    judged = []
+    for result in results:
+        with EvaluationStore(result.run / "evaluations.sqlite", read_only=True) as store:
+            rows = [record.evaluation for record in store.records("network")]
+        judged.append({row.digest: row.objective for row in rows})
+    both = judged[0].keys() & judged[1].keys()
+    assert both
+    assert all(judged[0][digest] != judged[1][digest] for digest in both)
+    assert results[0].macs <= 0.6 * results[0].macs_dense
+    tensors = evoprune.load(results[0].best_path, model=network).state_dict()
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
 def test_objects_are_needed_again(network: nn.Module, finished: evoprune.SearchResult, tmp_path: Path) -> None:

@@ -63,10 +63,14 @@ def recipe(*rungs: str, options: FitnessOptions = OPTIONS) -> EvaluatorRecipe:
     return make_recipe(model, space, data(), options, seed=5, rungs=rungs, source=source)
 
 
-def test_every_rung_answers_for_itself_whoever_is_asked_beside(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compensation", ["sequential", "static"])
+def test_every_rung_answers_for_itself_whoever_is_asked_beside(
+    compensation: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path))
     _, _, genomes = setting()
-    whole = recipe(*RUNGS).build()
+    options = FitnessOptions(**{**vars(OPTIONS), "compensation": compensation})
+    whole = recipe(*RUNGS, options=options).build()
     assert tuple(whole.rungs) == RUNGS
     n_images = {"e1": 0, "e2": 0, "wavelet": 0, "network@8": 8, "network": 16, "shipped": 20, "distill": 16}
     for rung in RUNGS:
@@ -74,12 +78,29 @@ def test_every_rung_answers_for_itself_whoever_is_asked_beside(tmp_path: Any, mo
         assert [evaluation.rung for evaluation in evaluations] == [rung] * 4
         assert {evaluation.n_images for evaluation in evaluations} == {n_images[rung]}
         assert not any(evaluation.failure for evaluation in evaluations)
-        alone = recipe(rung).build()
+        alone = recipe(rung, options=options).build()
         assert alone.evaluate(genomes[2:3], rung) == evaluations[2:3]
     with pytest.raises(UnknownNameError, match="network"):
         whole.evaluate(genomes, "netwrok")
     with pytest.raises(UnknownNameError, match="rung"):
         recipe("network@0")
+
+
+def test_candidates_that_are_compensated_statically_are_shipped_as_all_others(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path))
+    model, space, genomes = setting()
+    static = replace(OPTIONS, compensation="static")
+    evaluators = [recipe("network", "shipped", options=options).build() for options in (OPTIONS, static)]
+    judged, judged_statically = (evaluator.evaluate(genomes, "network") for evaluator in evaluators)
+    as_sliced = recipe("network", options=replace(OPTIONS, compensation="none")).build().evaluate(genomes, "network")
+    for rows in zip(judged, judged_statically, as_sliced, strict=True):
+        assert len({evaluation.objective for evaluation in rows}) == 3
+    shipped, shipped_statically = (evaluator.evaluate(genomes, "shipped") for evaluator in evaluators)
+    assert shipped == shipped_statically
+    handed_back = [final_network(model, space, genomes[0], data(), o, seed=5).state_dict() for o in (OPTIONS, static)]
+    assert all(torch.equal(handed_back[0][name], handed_back[1][name]) for name in handed_back[0])
 
 
 def test_a_worker_builds_the_modules_that_this_process_has(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

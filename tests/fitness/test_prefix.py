@@ -73,7 +73,7 @@ class _StepCount:
         return self.n - before, evaluations
 
 
-@pytest.mark.parametrize("compensation", ["none", "sequential", "merge", "recalibrate"])
+@pytest.mark.parametrize("compensation", ["none", "sequential", "static", "merge", "recalibrate"])
 @pytest.mark.parametrize("name", ["vgg16", "resnet20"])
 def test_evaluations_are_equal_and_shared_stages_are_run_once(
     name: str, compensation: str, monkeypatch: pytest.MonkeyPatch

@@ -47,7 +47,7 @@ def _stage(space: SearchSpace, *, share: float) -> tuple[BoolArray, IntArray, Bo
     return base, np.arange(first, space.n_genes), genomes
 
 
-@pytest.mark.parametrize("compensation", ["none", "sequential", "merge", "recalibrate"])
+@pytest.mark.parametrize("compensation", ["none", "sequential", "static", "merge", "recalibrate"])
 @pytest.mark.parametrize("name", ["vgg16", "resnet20"])
 def test_a_stage_judges_as_the_whole_does(name: str, compensation: str) -> None:
     space, whole = _setting(name, compensation)

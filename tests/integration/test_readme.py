@@ -49,7 +49,10 @@ def test_python(folder: Path, number: int) -> None:
 
 
 def test_the_two_commands_do_all_the_set_up() -> None:
-    for name, last in (("main-job", "evoprune search --model vgg16 --budget 0.3"), ("tests", "pytest")):
+    for name, last in (
+        ("main-job", "evoprune search --model vgg16 --budget 0.3"),
+        ("tests", "pytest -n auto --maxprocesses 4 --dist loadfile"),
+    ):
         (block,) = _blocks(f"ci: {name}")
         assert block.startswith("python3 -m venv .venv && .venv/bin/pip install ")
         assert block.strip().endswith(f".venv/bin/{last}")

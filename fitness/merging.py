@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fitness.compensation import Prefix
+from fitness.compensation import Prefix, solved_before
 from fitness.folding import FoldedLayer, slice_layer
 from fitness.program import Program, SlicedTensors
 from search_spaces.errors import GenomeShapeError, UnknownNameError, check_rules
@@ -209,12 +209,7 @@ class MergeCompensation:
     def prefix(self, genome: BoolArray, open_genes: IntArray) -> Prefix:
         """Return what all genomes share that differ from ``genome`` in ``open_genes`` only: tensors, no activation."""
         step = self.program.first_step_of(open_genes)
-        tensors = self(genome)
-        names = [s.layer.name for s in self.program.steps[:step] if s.layer is not None]
-        solved = SlicedTensors(
-            {name: tensors.weights[name] for name in names}, {name: tensors.biases[name] for name in names}, {}, genome
-        )
-        return Prefix(step, {}, solved)
+        return Prefix(step, {}, solved_before(self.program, self(genome), step))
 
     def _merged(
         self, layer: FoldedLayer, parts: tuple[InputMoments, ...], genome: BoolArray, partners: IntArray | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fitness.compensation import Prefix
+from fitness.compensation import Prefix, solved_before
 from fitness.folding import BATCH_NORMS, FoldedLayer, keep_mask
 from fitness.program import Program, SlicedTensors
 from search_spaces.genome import BoolArray, IntArray
@@ -109,15 +110,9 @@ class Recalibration:
         """Return what all genomes share that differ from ``genome`` in ``open_genes`` only: tensors, no activation."""
         step = self.program.first_step_of(open_genes)
         tensors = self(genome)
-        names = [s.layer.name for s in self.program.steps[:step] if s.layer is not None]
         norms = {name for s in self.program.steps[:step] for name in s.operation.refs() if name in tensors.others}
-        solved = SlicedTensors(
-            {name: tensors.weights[name] for name in names},
-            {name: tensors.biases[name] for name in names},
-            {name: tensors.others[name] for name in norms},
-            genome,
-        )
-        return Prefix(step, {}, solved)
+        solved = solved_before(self.program, tensors, step)
+        return Prefix(step, {}, replace(solved, others={name: tensors.others[name] for name in norms}))
 
 
 def _moments(value: Tensor) -> tuple[Tensor, Tensor, float]:

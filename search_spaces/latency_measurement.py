@@ -224,13 +224,19 @@ def _measure_layer(call: LayerCall, options: MeasurementOptions, device: torch.d
 def _fitted(
     table: LatencyTable, space: SearchSpace, calls: Sequence[LayerCall], genomes: BoolArray, measured: FloatArray
 ) -> LatencyTable:
-    """Return ``table`` with the numbers that explain the ``measured`` times of ``genomes`` best, by relative error."""
-    counts = np.rint(space.counted.macs.forms(space.kept_counts(genomes))).astype(np.int64)
-    alone, written = np.zeros(len(genomes)), np.zeros(len(genomes))
-    for index, (call, (first, second, _)) in enumerate(zip(calls, space.counted.sides.tolist(), strict=True)):
-        alone += table.tables[table.table_of_layer[index]](counts[:, first], counts[:, second])
-        written += bytes_per_slice(call) * counts[:, (first, second)[made_axis(call.record)]]
-    terms = np.stack([alone, written, np.ones(len(genomes))], axis=1) / measured[:, None]
+    """Return ``table`` with the numbers that explain the ``measured`` times of ``genomes`` best, by relative error.
+
+    Each number counts what :class:`search_spaces.latency.LatencyCost` does: a removed block has none of its layers.
+    """
+    kept = space.kept_counts(genomes)
+    counts = np.rint(space.counted.macs.forms(kept)).astype(np.int64)
+    alone, written, rest = (np.zeros(len(genomes)) for _ in range(3))
+    for index, (call, (first, second, block)) in enumerate(zip(calls, space.counted.sides.tolist(), strict=True)):
+        present = np.ones(len(genomes), np.int64) if block < 0 else kept[:, block]
+        alone += present * table.tables[table.table_of_layer[index]](counts[:, first], counts[:, second])
+        written += present * bytes_per_slice(call) * counts[:, (first, second)[made_axis(call.record)]]
+        rest += present / len(calls)
+    terms = np.stack([alone, written, rest], axis=1) / measured[:, None]
     size = np.maximum(np.linalg.norm(terms, axis=0), 1e-300)
     solution, _ = nnls(terms / size, np.ones(len(genomes)))
     scale, ns_per_byte, overhead = (solution / size).tolist()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from search_spaces import SearchSpace, prune_model
+from search_spaces import SearchSpace, latency_measurement, prune_model
 from search_spaces.errors import BudgetError, OptionError
-from search_spaces.genome import BoolArray
+from search_spaces.genome import BoolArray, FloatArray
 from search_spaces.latency import Conditions, LatencyCost, LatencyTable, LayerTable
 from search_spaces.latency_measurement import (
     MeasurementOptions,
@@ -93,6 +93,26 @@ def test_removed_blocks_take_their_layers_and_their_share_along() -> None:
     predicted = table_of(space).cost(space)(space.kept_counts(genomes))
     expected = [expected_ns(model, space, genome) for genome in genomes]
     assert np.abs(predicted - expected).max() <= 0.5 * len(space.layers)
+
+
+def test_what_is_fitted_knows_that_blocks_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, space = resnet_with_blocks()
+    truth = table_of(space)
+    tables = {
+        call.shape_key: table for call, table in zip(layer_calls(space.graph, space.layers), truth.tables, strict=True)
+    }
+    seen: list[BoolArray] = []
+
+    def measured(_model: object, _space: object, genomes: BoolArray, _options: object) -> FloatArray:
+        seen.append(genomes)
+        return truth.cost(space)(space.kept_counts(genomes)).astype(float)
+
+    monkeypatch.setattr(latency_measurement, "_measure_layer", lambda call, *_: tables[call.shape_key])
+    monkeypatch.setattr(latency_measurement, "measure_networks", measured)
+    table = measure_latency(model, space, MeasurementOptions(), name="net", rng=np.random.default_rng(0)).table
+    assert not seen[0][:, -len(space.blocks) :].all()
+    found = (table.scale, table.ns_per_byte, table.overhead_ns)
+    assert found == pytest.approx((SCALE, NS_PER_BYTE, OVERHEAD), rel=1e-2)
 
 
 def test_between_grid_points_lies_the_bilinear_mean() -> None:

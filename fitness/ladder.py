@@ -1,7 +1,8 @@
 """The ladder of fidelities: one evaluator that offers several rungs, from formulas to a short training.
 
 Rungs are named. ``network@128`` is the network rung on 128 fitness images and as large a share of the calibration
-images. Every rung is a pure function of the genome: how a candidate fares at one never depends on another candidate.
+images; static compensation takes the statistics of all of them. Every rung is a pure function of the genome: how a
+candidate fares at one never depends on another candidate.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def build_ladder(recipe: EvaluatorRecipe, model: nn.Module | None = None) -> Eva
     for rung in recipe.rungs:
         if rung in (E1_RUNG, E2_RUNG):
             known = next((evaluators[other] for other in (E1_RUNG, E2_RUNG) if other in evaluators), None)
-            evaluators[rung] = known or _two_step(recipe, program)
+            evaluators[rung] = known or _two_step(recipe)
         elif rung == WAVELET_RUNG:
             evaluators[rung] = _wavelet(recipe, program)
         elif rung == SHIPPED_RUNG:
@@ -137,20 +138,21 @@ def build_ladder(recipe: EvaluatorRecipe, model: nn.Module | None = None) -> Eva
     return evaluators[recipe.rungs[0]] if len(evaluators) == 1 else LadderEvaluator(evaluators)
 
 
-def _two_step(recipe: EvaluatorRecipe, program: Program) -> TwoStepEvaluator:
-    if recipe.device != "cpu":  # small matrices in float64 are the processor's
-        recipe = replace(recipe, device="cpu")
-        program = recipe.program()
-    return TwoStepEvaluator(TwoStep(program, _statistics(recipe, program, recipe.calibration_inputs())))
+def _two_step(recipe: EvaluatorRecipe) -> TwoStepEvaluator:
+    recipe = replace(recipe, device="cpu")  # small matrices in float64 are the processor's
+    return TwoStepEvaluator(TwoStep(recipe.program(), _statistics(recipe)))
 
 
-def _statistics(recipe: EvaluatorRecipe, program: Program, inputs: torch.Tensor) -> DenseStatistics:
-    """Return the dense statistics of ``program``, on the processor, over ``inputs``, some of the calibration images."""
-    if recipe.device != "cpu":
-        program, inputs = replace(recipe, device="cpu").program(), inputs.cpu()
+def _statistics(recipe: EvaluatorRecipe) -> DenseStatistics:
+    """Return the dense statistics of the network of ``recipe`` over all its calibration images, on the processor.
+
+    Wherever candidates run, images and number type are those of :func:`fitness.seeding.two_step_of`, so that one entry
+    of the cache serves all.
+    """
+    recipe = replace(recipe, device="cpu")
     # Those of a network that changes during a run would fill the disk, and nobody would ask for them again.
     gather = collect_statistics if recipe.has_teacher else cached_statistics
-    return gather(program, inputs, SEARCH_STATISTICS)
+    return gather(recipe.program(), recipe.calibration_inputs(), SEARCH_STATISTICS)
 
 
 def _wavelet(recipe: EvaluatorRecipe, program: Program) -> WaveletEvaluator:
@@ -174,7 +176,8 @@ def _network(recipe: EvaluatorRecipe, program: Program, rung: str) -> NetworkEva
         inputs, soft_labels, part_sizes = inputs[rows], soft_labels[rows], tuple(part_sizes_left)
         calibration = calibration[_spread(len(calibration), share).to(inputs.device)]
     options = recipe.options
-    known = _statistics(recipe, program, calibration) if options.compensation == "static" else None
+    # All images whatever the rung: a static solve costs the same, and rungs differ in what they judge by alone.
+    known = _statistics(recipe) if options.compensation == "static" else None
     return NetworkEvaluator(
         program, inputs, soft_labels, calibration, options, part_sizes, rung, recipe.teacher(), known
     )

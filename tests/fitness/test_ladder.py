@@ -20,6 +20,7 @@ from fitness.network import NetworkEvaluator
 from fitness.options import FitnessOptions
 from fitness.program import Program, largest_activation
 from fitness.recipe import EvaluatorRecipe, final_images, final_network, make_recipe
+from fitness.seeding import two_step_of
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError, UnknownNameError
 from search_spaces.genome import BoolArray
@@ -101,6 +102,33 @@ def test_candidates_that_are_compensated_statically_are_shipped_as_all_others(
     assert shipped == shipped_statically
     handed_back = [final_network(model, space, genomes[0], data(), o, seed=5).state_dict() for o in (OPTIONS, static)]
     assert all(torch.equal(handed_back[0][name], handed_back[1][name]) for name in handed_back[0])
+
+
+def test_all_that_rests_on_dense_statistics_shares_one_entry_of_the_cache(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path))
+    made = recipe("e2", "network@8", "network", options=replace(OPTIONS, compensation="static"))
+    made.build()
+    (entry,) = (tmp_path / "statistics").iterdir()
+    two_step_of(made).scores()
+    entries = sorted(path.name for path in (tmp_path / "statistics").iterdir())
+    assert entries == sorted([entry.name, *(name for name in entries if name.startswith(f"{entry.stem}-"))])
+
+
+def test_statistics_are_those_of_the_processor_wherever_candidates_run(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr("fitness.recipe.gains_by_bfloat16", lambda device: torch.device(device).type != "cpu")
+    made: list[Any] = []
+    monkeypatch.setattr("fitness.ladder.NetworkEvaluator", lambda *arguments: made.append(arguments))
+    there = recipe("e2", "network", options=replace(OPTIONS, compensation="static"))
+    for device in ("cpu", "meta"):
+        replace(there, device=device, rungs=("network",)).build()
+    replace(there, device="meta", rungs=("e2",)).build()
+    assert made[1][3].dtype == torch.bfloat16  # what candidates there are compensated from
+    assert [path.suffix for path in (tmp_path / "statistics").iterdir()] == [".safetensors"]
 
 
 def test_a_worker_builds_the_modules_that_this_process_has(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,12 +41,13 @@ def run_search(
     *,
     callbacks: Sequence[Callback] = (),
     stop: StopRule | Sequence[StopRule] = (),
+    should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> SearchOutcome:
     """Run ``search`` to its end, from the last checkpoint of ``run_directory`` where there is one.
 
-    The first Ctrl-C lets the chunk in flight end, the second abandons it; either way the outcome is ``interrupted`` and
-    the run can be continued by the same call.
+    The first Ctrl-C lets the chunk in flight end, the second abandons it (threads of this process end theirs first);
+    either way the outcome is ``interrupted`` and the run can be continued by the same call.
 
     Args:
         search: A new search; it is restored from the checkpoint.
@@ -56,6 +57,7 @@ def run_search(
         callbacks: Told in order; one that raises is dropped with a warning.
         stop: Rules besides the end of the search itself. A search that is not complete yet when one applies goes on,
             but leaves out what it can.
+        should_stop: Asked after every chunk; True interrupts the run as Ctrl-C does.
         clock: Seconds that only grow.
 
     Raises:
@@ -63,7 +65,7 @@ def run_search(
         RunDirectoryError: The run directory cannot be written, or its checkpoint belongs to another search.
     """
     extra = (stop,) if not isinstance(stop, Sequence) else tuple(stop)
-    return _Session(search, executor, store, run_directory, tuple(callbacks), AnyOf(extra), clock).run()
+    return _Session(search, executor, store, run_directory, tuple(callbacks), AnyOf(extra), should_stop, clock).run()
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error
@@ -86,6 +88,7 @@ class _Session:
         run_directory: RunDirectory,
         callbacks: tuple[Callback, ...],
         rules: AnyOf,
+        should_stop: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self._search = search
@@ -97,6 +100,7 @@ class _Session:
         )
         self._rules = rules
         self._urgent_rules = rules.urgent_part()
+        self._should_stop = should_stop
         self._clock = clock
         self._checkpoints = CheckpointFolder(run_directory.checkpoint_path)
         self._n_evaluations = 0
@@ -115,6 +119,7 @@ class _Session:
             try:
                 self._restore()
                 self._announce()
+                self._check_interruption()
                 has_ended = True  # a generation: checkpoints are made there
                 while (reason := self._stop_reason(has_ended)) is None:
                     has_ended = self._step()
@@ -209,9 +214,14 @@ class _Session:
         )
         self._listeners.evaluations(event)
 
-    def _check_stop(self) -> None:
+    def _check_interruption(self) -> None:
         if self._is_interrupted.is_set():
             raise _Stopped("interrupted", "Ctrl-C")
+        if self._should_stop():
+            raise _Stopped("interrupted", "asked to stop")
+
+    def _check_stop(self) -> None:
+        self._check_interruption()
         if self._search.is_complete:
             reason = self._urgent_rules.reason(self._progress())
             if reason is not None:

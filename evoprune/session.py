@@ -27,7 +27,7 @@ from evoprune.finishing import (
     write_front,
 )
 from evoprune.fitness_plan import check_fitness, ladder_plan, objective_name
-from evoprune.interruption import InterruptedRunError
+from evoprune.interruption import InterruptedRunError, stop_if_asked
 from evoprune.knowledge import TWO_STEP, Choice, Knowledge, gather_knowledge
 from evoprune.latency_figures import measure_run
 from evoprune.layer_distillation import DistilledNetworks, FollowingExecutor
@@ -83,6 +83,7 @@ def run_session(
         for name, reason in knowledge.left_out.items():
             observer.on_note(f"left out of the mixture: {name}: {reason}")
         search = make_search(options, preparation, knowledge)
+        stop_if_asked(observer, run.path, "the criteria")
         with (
             EvaluationStore(run.evaluations_path, space.n_genes, space.fingerprint) as store,
             contextlib.closing(_executor_of(run, search, options, preparation)) as executor,
@@ -90,7 +91,15 @@ def run_session(
             search_started = time.perf_counter()
             judged_by = objective_name(plan.judge, options.objective)
             listeners = [SearchProgress(observer, judged_by), SensitivityWriter(run, search), *callbacks]
-            outcome = run_search(search, executor, store, run, callbacks=listeners, stop=stop_rules(options))
+            outcome = run_search(
+                search,
+                executor,
+                store,
+                run,
+                callbacks=listeners,
+                stop=stop_rules(options),
+                should_stop=observer.should_stop,
+            )
             search_ended = time.perf_counter()
             if outcome.status == "interrupted":
                 raise InterruptedRunError(run.path, _progress_of(outcome))

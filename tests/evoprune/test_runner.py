@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from evoprune.run_directory import RunDirectory
 from evoprune.runner import run_search
 from evoprune.search import LadderPlan, Search, SearchConfig
 from evoprune.stopping import MaxEvaluations, MaxSeconds, StopRule
+from fitness.evaluation import Evaluation
 from search_spaces.errors import ExecutionError, RunDirectoryError
-from search_spaces.genome import genome_digest
+from search_spaces.genome import BoolArray, genome_digest
 from tests.evoprune.fakes import CountingEvaluator, make_target, tiny_space
 
 LADDER = LadderPlan("network", screen="cheap", elite="dear", screen_factor=2, n_elites=2)
@@ -73,6 +75,7 @@ def run(
     evaluator: CountingEvaluator | None = None,
     stop: StopRule | tuple[StopRule, ...] = (),
     config: SearchConfig = CONFIG,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[SearchOutcome, Search]:
     space = tiny_space()
     search = Search(space, config, seed=11)
@@ -80,7 +83,9 @@ def run(
     executor = InProcessExecutor(evaluator, 1, chunk_size=3)
     try:
         with EvaluationStore(directory.evaluations_path, space.n_genes, space.fingerprint) as store:
-            outcome = run_search(search, executor, store, directory, callbacks=callbacks, stop=stop)
+            outcome = run_search(
+                search, executor, store, directory, callbacks=callbacks, stop=stop, should_stop=should_stop
+            )
     finally:
         executor.close()
     return outcome, search
@@ -162,6 +167,44 @@ def test_ctrl_c_ends_in_order_and_the_run_continues(
         "started" if outcome.generation < 0 else "resumed",
         "finished",
     ]
+
+
+@pytest.mark.parametrize("n_asked", [0, 1, 9])
+def test_whoever_is_asked_may_stop_a_run_that_continues(
+    tmp_path: Path, whole: tuple[RunDirectory, tuple[SearchOutcome, Search]], n_asked: int
+) -> None:
+    directory = make_run(tmp_path / "run")
+    answers = iter([False] * n_asked)
+    outcome, _ = run(directory, should_stop=lambda: next(answers, True))
+    assert (outcome.status, outcome.reason) == ("interrupted", "asked to stop")
+    assert len(stored(directory)) < len(stored(whole[0]))
+    assert_equal_runs(run(directory), whole[1])
+
+
+@dataclasses.dataclass
+class Breaking(CountingEvaluator):
+    """Raises from a call on, as a device that is lost."""
+
+    works_for: int = 0
+
+    def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
+        if len(self.seen) >= self.works_for:
+            raise RuntimeError("the device is lost")
+        return super().evaluate(genomes, rung)
+
+
+@pytest.mark.parametrize("works_for", [0, 10])  # before the first generation, and after it
+def test_a_machine_that_breaks_ends_the_run_and_condemns_no_genome(
+    tmp_path: Path, whole: tuple[RunDirectory, tuple[SearchOutcome, Search]], works_for: int
+) -> None:
+    directory = make_run(tmp_path / "run")
+    with pytest.raises(ExecutionError, match=r"must be run, but all \d+ of generation .*the device is lost.*resume"):
+        run(directory, evaluator=Breaking(make_target(tiny_space().n_genes), works_for=works_for))
+    outcome, search = run(directory)
+    assert outcome.best is not None
+    judged = [row for row in stored(directory) if row[0].rung == CONFIG.ladder.judge]
+    assert len(judged) == len([row for row in stored(whole[0]) if row[0].rung == CONFIG.ladder.judge])
+    assert_equal_runs((outcome, search), whole[1])
 
 
 class Impatient(Callback):

@@ -52,7 +52,9 @@ class Recalibration:
     """What :func:`recalibrate` does to a sliced module, for the folded program: layer by layer, in one pass.
 
     A folded batch norm is re-estimated by scaling and shifting its layer, one that stands alone by its own statistics.
-    All images make one batch. A layer that the network calls more than once, and a transposed one, stay as they are.
+    All images make one batch. Networks run in the dtype of the images; a channel whose variance that dtype's rounding
+    would hide is measured in float32. A layer that the network calls more than once, and a transposed one, stay as
+    they are.
     """
 
     def __init__(self, program: Program, inputs: Tensor) -> None:
@@ -85,6 +87,15 @@ class Recalibration:
             kept = torch.from_numpy(np.flatnonzero(keep_mask(layer.out_genes, genome))).to(mean.device)
             slope, shift, deviation = norm.scale[kept], norm.shift[kept], norm.deviation[kept]
             dead = slope == 0  # its output is constant, whatever the statistics
+            # A small gamma beside a large beta: what varies is lost where the output is rounded, and a variance of
+            # rounding would scale the channel by hundreds. Only such channels are measured in float32.
+            lost = ~dead & (variance.sqrt() < torch.finfo(output.dtype).eps * mean.abs())
+            if output.dtype != torch.float32 and bool(lost.any()):
+                source = self.program.input_of[layer.name]
+                exact = {source: values[source].float()}
+                output = self.program.run(tensors, [], env=exact, start=step, stop=step + 1)[layer.name]
+                exact_mean, exact_variance, _ = _moments(output)
+                mean, variance = torch.where(lost, exact_mean, mean), torch.where(lost, exact_variance, variance)
             variance = variance / torch.where(dead, 1.0, slope).square()
             weight, bias = tensors.weights[layer.name], tensors.biases[layer.name] - mean
             for held, by in ((running, 1.0), (tensors, correction)):

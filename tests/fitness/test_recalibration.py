@@ -81,3 +81,24 @@ def test_the_folded_program_is_recalibrated_as_the_module_is(name: str) -> None:
     assert float((plain - expected).abs().max()) > 0.1 * float(expected.abs().max())
     for key, tensor in program.slice(space.all_ones()[0]).others.items():
         assert torch.equal(tensor, dense[key])  # the dense network is not touched
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_small_gamma_beside_a_large_beta_is_not_taken_for_a_silent_channel(dtype: torch.dtype) -> None:
+    """The dense network was recalibrated on the same images, so that nothing is left to scale."""
+    torch.manual_seed(0)
+    model = Chain(conv_bn(3, 8), conv_bn(8, 8), width=8).eval().requires_grad_(False)
+    inputs = images(64)
+    recalibrate(model, [inputs])
+    norm: Any = model.layers[0][1]  # type: ignore[index]
+    norm.weight.copy_(torch.tensor([1, 1, 1, 3e-4, 2e-4, 3e-4, 1e-4, 1]))
+    norm.bias.copy_(torch.tensor([0, 0, 0, 0.9, 0.5, 0.3, 0.25, 0]))
+    recalibrate(model, [inputs])
+    space = SearchSpace.trace(model, inputs[:2], verify=False)
+    program = Program(space, named_tensors(model))
+    tensors = Recalibration(program, inputs.to(dtype))(space.all_ones()[0])
+    first = next(program.layer_order())
+    ratios = tensors.weights[first.name].flatten(1).norm(dim=1) / first.weight.flatten(1).norm(dim=1)
+    assert ratios.tolist() == pytest.approx([1.0] * 8, rel=0.01)
+    shifts = tensors.biases[first.name] - first.bias
+    assert float((shifts / norm.weight).abs().max()) < 0.05  # in standard deviations of the channel

@@ -267,7 +267,8 @@ def pick(
             (``"params=0.4"``).
         model: The dense network, where the run was started with an object.
         data: The images, where the run was started with an object.
-        out: Folder of the artefact; by default ``pick-<budget>`` in the run directory. An artefact there is replaced.
+        out: Folder of the artefact; by default ``pick-<budget>`` in the run directory. An artefact there is replaced,
+            unless other files lie beside it.
         observer: Hears of progress.
 
     Raises:

@@ -25,6 +25,8 @@ from search_spaces.models import build_model
 SCHEMA = 1
 WEIGHTS_FILE = "weights.safetensors"
 DESCRIPTION_FILE = "evoprune.json"
+_FILES = frozenset({WEIGHTS_FILE, DESCRIPTION_FILE})
+_MOST_SHOWN = 5
 _COPY_MARK = {"evoprune": "export"}  # in the header of the weights, which no reader of tensors looks at
 
 
@@ -164,7 +166,7 @@ def added_biases(network: nn.Module, dense: nn.Module) -> tuple[str, ...]:
 def save_artefact(path: str | Path, network: nn.Module, description: Description, *, is_copy: bool = False) -> Path:
     """Write the weights of the small ``network`` and its ``description`` to the folder ``path``, all or nothing.
 
-    An artefact that is already there is replaced. ``network`` is not changed.
+    An artefact that is already there is replaced, unless other files lie in its folder. ``network`` is not changed.
 
     Args:
         path: The folder.
@@ -173,7 +175,7 @@ def save_artefact(path: str | Path, network: nn.Module, description: Description
         is_copy: Whether it is an export of an artefact, which :func:`is_copy` tells from one that is nowhere else.
 
     Raises:
-        ArtefactError: ``path`` exists and is no artefact, or cannot be written.
+        ArtefactError: ``path`` exists and is no artefact or holds more than one, or cannot be written.
     """
     path = Path(path)
     check_replaceable(path)
@@ -211,10 +213,20 @@ def check_replaceable(path: Path) -> None:
     """Check that an artefact may be written to ``path``.
 
     Raises:
-        ArtefactError: ``path`` exists and is no artefact.
+        ArtefactError: ``path`` exists and is no artefact, or holds more than the two files of one.
     """
     if path.exists() and not (path / DESCRIPTION_FILE).is_file():
         raise ArtefactError(f"an artefact replaces nothing but an artefact, but {path} is something else; name another")
+    try:
+        others = sorted({entry.name for entry in path.iterdir()} - _FILES) if path.exists() else []
+    except OSError as error:
+        raise ArtefactError(f"artefact {path} cannot be written: {error}; choose a folder that is writable") from error
+    if others:
+        shown = ", ".join(others[:_MOST_SHOWN]) + (", ..." if len(others) > _MOST_SHOWN else "")
+        raise ArtefactError(
+            f"an artefact replaces nothing but an artefact, which is {WEIGHTS_FILE} and {DESCRIPTION_FILE}, but {path} "
+            f"holds {len(others)} more: {shown}; name another folder, or move these away"
+        )
 
 
 def read_description(path: str | Path) -> Description:

@@ -44,6 +44,7 @@ OWN_NAMES = frozenset(
         *("best", "finetuned", "distilled", "random", "result.json", "front.csv", "sensitivity.csv"),
     }
 )
+_FINETUNED_AGAIN = "finetuned-"
 _N_LOCK_ATTEMPTS = 5
 _LOCK_PAUSE_S = 0.05
 _RECORDED_DISTRIBUTIONS = ("evoprune", "torch", "torchvision", "numpy", "deap", "ray")
@@ -405,9 +406,15 @@ def run_around(path: Path) -> Path | None:
 
 
 def is_run_own(path: Path) -> bool:
-    """Return whether ``path`` is, or lies in, what a run directory holds of its own."""
+    """Return whether ``path`` is, or lies in, what a run directory holds of its own.
+
+    Every finetuned network is: ``finetuned``, and ``finetuned-2`` and so on beside it.
+    """
     run = run_around(path)
-    return run is not None and not OWN_NAMES.isdisjoint(path.resolve().relative_to(run).parts[:1])
+    if run is None:
+        return False
+    first = path.resolve().relative_to(run).parts[:1]
+    return any(name in OWN_NAMES or name.startswith(_FINETUNED_AGAIN) for name in first)
 
 
 def check_writable(path: Path, kind: str, is_kind: Callable[[Path], bool]) -> None:

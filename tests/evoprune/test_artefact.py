@@ -134,6 +134,23 @@ def test_nothing_but_an_artefact_is_replaced(artefact: tuple[Path, nn.Module, De
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_an_artefact_with_other_files_beside_it_is_not_replaced(
+    artefact: tuple[Path, nn.Module, Description], tmp_path: Path
+) -> None:
+    folder, small, description = artefact
+    mine = _copy(folder, tmp_path / "mine")
+    (mine / "thesis.tex").write_text("years of work")
+    (mine / "data").mkdir()
+    with pytest.raises(
+        ArtefactError, match=r"mine holds 2 more: data, thesis\.tex; name another folder, or move these"
+    ):
+        save_artefact(mine, small, description)
+    assert sorted(file.name for file in mine.iterdir()) == sorted(
+        ["data", DESCRIPTION_FILE, "thesis.tex", WEIGHTS_FILE]
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
 def _edited(**changes: Any) -> Any:
     def edit(folder: Path) -> None:
         content = json.loads((folder / DESCRIPTION_FILE).read_text())

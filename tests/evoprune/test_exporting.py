@@ -81,7 +81,7 @@ def test_an_export_replaces_an_earlier_export_and_no_other_artefact(artefact: Pa
     assert (tmp_path / "mine" / "weights.safetensors").read_bytes() == b"years of training"
 
 
-@pytest.mark.parametrize("place", ["best", "finetuned", "checkpoint/export", "random"])
+@pytest.mark.parametrize("place", ["best", "finetuned", "finetuned-2", "checkpoint/export", "random"])
 def test_an_export_takes_no_place_of_a_run(artefact: Path, tmp_path: Path, place: str) -> None:
     run = RunDirectory.create(tmp_path / "run", options={}, hashes={})
     with pytest.raises(OptionError, match="must not take the place of what a run holds of its own"):

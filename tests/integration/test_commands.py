@@ -228,6 +228,8 @@ def test_a_damaged_result_is_made_again(finished: tuple[Path, Any], content: str
         ["export", "RUN", "--out", "RUN/best"],
         ["export", "RUN", "--budget", "0.5", "--out", "RUN/best"],
         ["pick", "RUN", "--budget", "0.5", "--out", "RUN/finetuned"],
+        ["pick", "RUN", "--budget", "0.5", "--out", "RUN/finetuned-2"],
+        ["pick", "RUN", "--budget", "0.5", "--out", "mine"],
     ],
 )
 def test_nothing_is_written_over_files_of_a_run_or_of_the_users(
@@ -235,6 +237,9 @@ def test_nothing_is_written_over_files_of_a_run_or_of_the_users(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished[0], "RUN")
+    shutil.copytree(finished[0] / "best", "RUN/finetuned-2", dirs_exist_ok=True)
+    shutil.copytree(finished[0] / "best", "mine")
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     (tmp_path / "notes.md").write_text("years of work")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     outcome = run(*arguments)

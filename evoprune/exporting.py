@@ -129,6 +129,21 @@ def resolve_artefact(path: Path) -> Path:
     return path / "best" if is_run else path
 
 
+def default_export_folder(path: Path) -> Path:
+    """Return where the network of ``path`` is exported to by default: into a run directory, or beside an artefact."""
+    if not (path / DESCRIPTION_FILE).is_file():
+        return path / "export"
+    named = path if path.name not in ("", "..") else path.resolve()
+    return named.with_name(f"export-{named.name}")
+
+
+def finetuned_networks(run: Path) -> list[Path]:
+    """Return the folders of the finetuned networks in the run directory ``run``; none of a folder that is no run."""
+    if resolve_artefact(run) == run:
+        return []
+    return sorted(file.parent for file in run.glob(f"finetuned*/{DESCRIPTION_FILE}"))
+
+
 def _export_safetensors(artefact: Path, network: nn.Module, _: tuple[int, ...], out: Path) -> list[ExportedFile]:
     written = []
     with tempfile.TemporaryDirectory(prefix=".evoprune-", dir=out) as staging:  # a name that is nobody's

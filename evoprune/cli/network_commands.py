@@ -9,7 +9,7 @@ import typer
 
 from evoprune.budget import format_count
 from evoprune.cli import arguments as arg
-from evoprune.cli.console import print_json, stdout_console
+from evoprune.cli.console import print_json, stderr_console, stdout_console
 from evoprune.cli.errors import reports_errors
 from evoprune.cli.progress import rich_observer
 from evoprune.cli.tables import space_tables
@@ -24,6 +24,11 @@ LearningRate = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Images per step.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default inside the run.")]
+ExportOut = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder to write; default RUN/export, of an artefact export-NAME beside it."),
+]
+RunOrArtefact = Annotated[Path, typer.Argument(help="Run directory, or folder of an artefact.", show_default=False)]
 Formats = Annotated[list[str] | None, typer.Option("--format", "-f", help="safetensors, onnx or pt2; repeatable.")]
 OtherBudget = Annotated[
     str | None, typer.Option("--budget", "-b", help="Take the run's best network within this budget instead.")
@@ -71,7 +76,7 @@ def inspect(
 
 
 @reports_errors
-def evaluate(run: arg.Run, data: Data = None, device: arg.Device = "auto", as_json: arg.AsJson = False) -> None:
+def evaluate(run: RunOrArtefact, data: Data = None, device: arg.Device = "auto", as_json: arg.AsJson = False) -> None:
     """Measure the small network of a run, or an artefact, on the test images."""
     from evoprune import api
 
@@ -125,6 +130,7 @@ def finetune(
         soft_wrap=True,
         markup=False,
     )
+    stderr_console().print(f"next: evoprune export {result.artefact}", soft_wrap=True, markup=False)
 
 
 @reports_errors
@@ -153,18 +159,24 @@ def pick(
 
 @reports_errors
 def export(
-    run: arg.Run, out: Out = None, formats: Formats = None, budget: OtherBudget = None, as_json: arg.AsJson = False
+    run: RunOrArtefact,
+    out: ExportOut = None,
+    formats: Formats = None,
+    budget: OtherBudget = None,
+    as_json: arg.AsJson = False,
 ) -> None:
-    """Copy the small network of a run, or an artefact, for other programs; each file is checked."""
+    """Copy the small network of a run (its `best`), or an artefact, for other programs; each file is checked."""
     from evoprune import api
-    from evoprune.exporting import check_export_folder, check_formats
+    from evoprune.exporting import check_export_folder, check_formats, default_export_folder
     from evoprune.exporting import export as export_artefact
     from evoprune.run_directory import check_folder
 
     names = tuple(formats or ("safetensors",))
     check_formats(names)
-    artefact, target = run, out or run / "export"
-    if budget is not None:
+    artefact, target = run, out or default_export_folder(run)
+    if budget is None:
+        _name_finetuned(run)
+    else:
         check_export_folder(target)  # or a picked network would stay behind
         check_folder(target)
         with rich_observer() as observer:
@@ -182,3 +194,13 @@ def export(
     for file in files:
         checked = "" if file.max_difference is None else f", logits within {file.max_difference:.1g} of the network's"
         stdout_console().print(f"{file.path}: {format_count(file.n_bytes)}B{checked}", soft_wrap=True, markup=False)
+
+
+def _name_finetuned(run: Path) -> None:
+    """Say which finetuned networks a run holds beside the one that its name stands for."""
+    from evoprune.exporting import finetuned_networks
+
+    for folder in finetuned_networks(run):
+        stderr_console().print(
+            f"{folder} is there too: evoprune export {folder}", style="dim", soft_wrap=True, markup=False
+        )

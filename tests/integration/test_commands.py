@@ -273,6 +273,7 @@ def test_finetune_writes_an_artefact_of_its_own(finished: tuple[Path, Any]) -> N
     assert run("evaluate", folder / "finetuned", "--json").json["test_accuracy"] == finetuned["test_accuracy"]
     again = run("finetune", folder, "--epochs", "1", "--max-time", "60")
     assert str(folder / "finetuned-2") in again.stdout
+    assert f"next: evoprune export {folder / 'finetuned-2'}" in again.stderr
     taken = run("finetune", folder, "--epochs", "1", "--out", folder / "best")
     assert taken.exit_code == 2
     assert "choose another --out" in taken.message
@@ -284,6 +285,27 @@ def test_export_prints_what_it_wrote(finished: tuple[Path, Any], tmp_path: Path)
     )
     assert [Path(file["path"]).name for file in outcome.json] == ["model.pt2", "weights.safetensors", "evoprune.json"]
     assert "logits within" in run("export", finished[0], "--format", "pt2", "--out", tmp_path / "y").stdout
+
+
+def test_an_artefact_is_exported_beside_itself(
+    finished: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("finetuned*", "export*"))
+    assert "is there too" not in run("export", folder).stderr
+    for name in ("finetuned", "finetuned-2"):
+        shutil.copytree(folder / "best", folder / name)
+    noted = run("export", folder)
+    assert noted.exit_code == 0
+    for name in ("finetuned", "finetuned-2"):
+        assert f"{folder / name} is there too: evoprune export {folder / name}" in noted.stderr
+    outcome = run("export", folder / "finetuned")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.stderr == ""
+    assert (folder / "export-finetuned" / "weights.safetensors").is_file()
+    monkeypatch.chdir(folder / "best")
+    assert run("export", ".").exit_code == 0
+    assert (folder / "export-best" / "weights.safetensors").is_file()
 
 
 def test_inspect_lists_groups_frozen_channels_and_the_reachable_range() -> None:

@@ -36,7 +36,7 @@ def test_commands(folder: Path) -> None:
         assert command == "evoprune"
         outcome = run(*arguments)
         assert outcome.exit_code == 0, f"{line}\n{outcome.stderr}"
-    assert sorted(path.name for path in (folder / "runs" / "first" / "export").iterdir()) == [
+    assert sorted(path.name for path in (folder / "runs" / "first" / "export-finetuned").iterdir()) == [
         "evoprune.json",
         "model.pt2",
         "weights.safetensors",

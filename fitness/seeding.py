@@ -56,7 +56,7 @@ def width_seeds(
 
     Args:
         space: The search space.
-        scores: ``(n_genes,)`` non-negative.
+        scores: ``(n_genes,)`` non-negative, in any unit.
         rng: Source of the variation.
         n: Genomes wanted.
         budgets: As for :meth:`SearchSpace.repair`.
@@ -65,6 +65,7 @@ def width_seeds(
     noise = rng.normal(0.0, _GROUP_NOISE, (n, len(space.groups)))
     noise[: len(_EXPONENTS)] = 0.0
     sizes = [group.size for group in space.groups]
-    wanted = np.maximum(scores, 1e-12)[None] ** exponents[:, None] * np.exp(np.repeat(noise, sizes, axis=1))
+    relative = scores / (scores.max(initial=0.0) or 1.0)
+    wanted = np.maximum(relative, 1e-12)[None] ** exponents[:, None] * np.exp(np.repeat(noise, sizes, axis=1))
     wanted[:, space.n_genes - len(space.blocks) :] = wanted.max(initial=1.0) * 1e9  # blocks stay: no error is known
     return space.repair(space.all_ones(n), rng=rng, budgets=budgets, scores=wanted)

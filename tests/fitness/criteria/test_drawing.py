@@ -101,6 +101,14 @@ def test_first_draw_keeps_the_best_scored_of_each_group(is_global: bool) -> None
         assert part[kept].min() > part[~kept].max(initial=-1.0)
 
 
+def test_widths_do_not_depend_on_the_unit_of_the_scores() -> None:
+    space = SearchSpace.trace(build_model("resnet20"), torch.zeros(1, 3, 16, 16))
+    scores = np.concatenate([rng().random(group.size) * 1.2**index for index, group in enumerate(space.groups)])
+    genomes, small = (width_seeds(space, s, rng=rng(), n=5, budgets={"macs": 0.5}) for s in (scores, 1e-13 * scores))
+    np.testing.assert_array_equal(genomes, small)
+    assert not width_seeds(space, 0 * scores, rng=rng(), n=1, budgets={"macs": 0.5}).all()
+
+
 def test_scores_of_the_network_take_turns_with_equal_widths_and_those_half_way_to_them() -> None:
     space = SearchSpace.trace(build_model("resnet20"), torch.zeros(1, 3, 16, 16))
     sizes = tuple(group.size for group in space.groups)

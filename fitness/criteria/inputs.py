@@ -319,7 +319,7 @@ class CriterionInput:
 
         The gate multiplies the gene's channels where layers read them, so the derivative is ``sum a dL/da`` over
         places, channels and all consumers of the gene: coupled layers are added before anything is squared. Zero for
-        genes of residual blocks.
+        genes of residual blocks, and for those that the first output does not depend on.
 
         Raises:
             DataError: The network's first output is not a matrix of logits, or a label lies outside of it.
@@ -353,7 +353,10 @@ class CriterionInput:
         if int(labels.max()) >= logits.shape[1]:
             raise DataError(f"labels must lie below {logits.shape[1]}, the classes, but got {int(labels.max())}")
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        gradients = torch.autograd.grad(loss, [gate for _, gate in gates]) if gates else ()
+        if not loss.requires_grad:
+            return []
+        # Zeros for a layer that only another output depends on.
+        gradients = torch.autograd.grad(loss, [gate for _, gate in gates], materialize_grads=True)
         return [(layer, gradient) for (layer, _), gradient in zip(gates, gradients, strict=True)]
 
 

@@ -48,6 +48,26 @@ class Branching(nn.Module):
         return self.head((self.plain(stem) + self.rectified(torch.relu(stem))).mean((2, 3)))
 
 
+class TwoHeads(nn.Module):
+    """Its last convolution is read by the second output alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.own, self.other = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Conv2d(6, 5, 3)
+        self.head, self.second = nn.Linear(5, 4), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        stem = torch.relu(self.stem(x))
+        return self.head(self.own(stem).mean((2, 3))), self.second(self.other(stem).mean((2, 3)))
+
+
+def gated_first_head(model: torch.nn.Module, x: Tensor, gates: list[Tensor]) -> Tensor:
+    assert isinstance(model, TwoHeads)
+    stem = torch.relu(model.stem(x)) * gates[0][:, None, None]
+    logits: Tensor = model.head(model.own(stem).mean((2, 3)) * gates[1])
+    return logits
+
+
 def gated_branches(model: torch.nn.Module, x: Tensor, gates: list[Tensor]) -> Tensor:
     assert isinstance(model, Branching)
     stem, gate = model.stem(x), gates[0][:, None, None]
@@ -92,6 +112,17 @@ def test_a_value_that_is_also_read_through_a_relu_is_not_overwritten() -> None:
     data = CriterionInput(prepared(model)[1], images(N_IMAGES), torch.arange(N_IMAGES) % 3, model)
     expected = by_differences(data, gated_branches)
     assert data.gate_gradients == pytest.approx(expected, rel=1e-3, abs=1e-5 * np.abs(expected).max())
+
+
+def test_what_the_first_output_does_not_depend_on_has_no_gradient() -> None:
+    model = TwoHeads()
+    randomise(model, seed=3)
+    data = CriterionInput(prepared(model)[1], images(N_IMAGES), torch.arange(N_IMAGES) % 3, model)
+    expected = by_differences(data, gated_first_head)
+    assert data.gate_gradients == pytest.approx(expected, rel=1e-3, abs=1e-5 * np.abs(expected).max())
+    (index,) = (i for i, group in enumerate(data.space.groups) if "other" in group.name)
+    group = data.space.groups[index]
+    assert not data.gate_gradients[:, group.start : group.stop].any()
 
 
 @pytest.mark.parametrize(("name", "forward"), CASES)

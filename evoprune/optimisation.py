@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fitness.data import ImageBatch, ImageData, ImageSplit, crop_and_flip, normalise
-from fitness.gradients import Descent, autocast, deterministic_kernels
+from fitness.gradients import Descent, autocast, deterministic_kernels, first_logits
 from search_spaces.errors import EvoPruneError, check_rules
 
 # inputs (n, C, H, W) float32 and the batch that they came from -> scalar loss
@@ -172,7 +172,7 @@ def accuracy(model: nn.Module, split: ImageSplit, data: ImageData, *, device: to
         for batch in split.batches(256):
             inputs = normalise(batch.images.to(device), data.mean, data.std)
             with autocast(device):
-                logits = model(inputs)
+                logits = first_logits(model(inputs))
             n_right += int((logits.argmax(dim=1).cpu() == batch.labels).sum())
     return n_right / len(split)
 

@@ -15,9 +15,15 @@ from fitness.program import Program
 from fitness.wavelet_transform import WaveletOptions
 from search_spaces.genome import IntArray
 
+_FLOAT_BYTES = 4
+
 
 def collect_maps(program: Program, inputs: Tensor, options: WaveletOptions) -> dict[int, npt.NDArray[np.float32]]:
-    """Return the maps ``(n_images, size, height, width)`` of every group that a layer reads."""
+    """Return the maps ``(n_images, size, height, width)`` of every group that a layer reads, in float32.
+
+    Of each group as many images, at least one, as fit into ``options.max_bytes`` in float32: the bound is on the maps
+    of one group, and all groups are held at once.
+    """
     readers = _readers(program)
     parts: dict[int, list[npt.NDArray[np.float32]]] = {}
     held: dict[int, int] = {}
@@ -25,7 +31,7 @@ def collect_maps(program: Program, inputs: Tensor, options: WaveletOptions) -> d
     def record(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
         for index, places in readers.get(layer.name, ()):
             maps = _maps(values[program.input_of[layer.name]], layer, torch.from_numpy(places))
-            per_image = maps[0].numel() * maps.element_size()
+            per_image = maps[0].numel() * _FLOAT_BYTES
             n_left = max(1, options.max_bytes // max(per_image, 1)) - held.get(index, 0)
             if n_left > 0:
                 held[index] = held.get(index, 0) + min(n_left, len(maps))

@@ -208,9 +208,11 @@ def test_zero_and_broken_images(rule: Any, fill: float, caplog: pytest.LogCaptur
     assert np.isfinite(nothing.scores()).all()
 
 
-def test_memory_bounds_the_images() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_bounds_the_images_which_are_held_in_float32(dtype: torch.dtype) -> None:
     _, program, inputs = program_of("convolution")
-    aggregation = WaveletAggregation(program, inputs, LABELS, WaveletOptions(max_bytes=6 * 64 * 4 * 5, batch_size=2))
+    options = WaveletOptions(max_bytes=6 * 64 * 4 * 5, batch_size=2)
+    aggregation = WaveletAggregation(program, inputs.to(dtype), LABELS, options)
     assert aggregation.groups[0].n_images == 5
     assert np.isfinite(aggregation.fitness(some_genomes(program))).all()
 

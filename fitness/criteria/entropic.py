@@ -100,6 +100,7 @@ class EntropicSparsification:
 
         Comparable within a group. A gene that no measured layer reads is worth 0, as all of its group.
         """
+        data = data.on_processor()
         statistics = cached_statistics(data.program, data.inputs, StatisticsOptions(max_bytes=MAX_COVARIANCE_BYTES))
         total, count = np.zeros(data.space.n_genes), np.zeros(data.space.n_genes)
         for consumer in statistics.consumers:

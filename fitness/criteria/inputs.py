@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -56,7 +56,8 @@ class CriterionInput:
     """The dense network and calibration images, with all that criteria derive from them, computed when first asked for.
 
     Attributes:
-        program: The folded network; its tensors' device is where everything is computed.
+        program: The folded network; its tensors' device is where everything is computed, but for small matrices in
+            float64, which are the processor's.
         inputs: ``(n, channels, height, width)`` normalised calibration images on that device, n >= 1.
         labels: ``(n,)`` int64 classes; the dense network's own predictions take their place where they are ``None``.
         model: The dense network in evaluation mode, never changed; ``None`` where its code is not at hand.
@@ -105,6 +106,14 @@ class CriterionInput:
     def device(self) -> torch.device:
         """Where everything is computed."""
         return self.inputs.device
+
+    def on_processor(self) -> CriterionInput:
+        """Return this network and these images on the CPU; itself where they are there."""
+        if self.device.type == "cpu":
+            return self
+        tensors = {name: tensor.cpu() for name, tensor in self.program.raw_tensors.items()}
+        labels = None if self.labels is None else self.labels.cpu()
+        return replace(self, program=Program(self.space, tensors), inputs=self.inputs.cpu(), labels=labels)
 
     @property
     def sizes(self) -> tuple[int, ...]:

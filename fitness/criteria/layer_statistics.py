@@ -42,6 +42,7 @@ class TwoStepElimination:
     def compute(self, data: CriterionInput) -> ChannelKnowledge:
         """Return marginal errors, larger = more wanted, comparable over the network."""
         options = StatisticsOptions(max_bytes=self.max_bytes)
+        data = data.on_processor()
         scores = cached_two_step(data.program, data.inputs, options, damping=self.damping).scores()
         known = {index: scores[group.start : group.stop] for index, group in data.groups}
         return ChannelKnowledge(data.sizes, scores=data.gather_scores(known), is_global=True)

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from fitness.criteria import CriterionInput
+from fitness.criteria.contract import Criterion
+from fitness.criteria.entropic import EntropicSparsification
 from fitness.criteria.layer_statistics import TwoStepElimination, WaveletEnergy
+from fitness.program import Program
 from fitness.statistics import StatisticsOptions, collect_statistics
 from fitness.two_step import TwoStep
 from search_spaces.genome import FloatArray
@@ -92,3 +95,36 @@ def test_without_memory_scores_are_those_of_the_gram_matrix() -> None:
         assert scores[gone] == scores[left].min()
         genome[gone] = False
         left.remove(gone)
+
+
+class Elsewhere(CriterionInput):
+    """Its program holds no numbers; what is moved to the processor does."""
+
+    def on_processor(self) -> CriterionInput:
+        return CriterionInput(program_of("convolution")[1], self.inputs)
+
+
+@pytest.mark.parametrize("criterion", [TwoStepElimination(), EntropicSparsification()])
+def test_small_matrices_are_solved_on_the_processor(
+    criterion: Criterion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path))
+    _, program, inputs = program_of("convolution")
+    nowhere = Program(program.space, {name: tensor.to("meta") for name, tensor in program.raw_tensors.items()})
+    found, expected = (
+        criterion.compute(data) for data in (Elsewhere(nowhere, inputs), CriterionInput(program, inputs))
+    )
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("criterion", [TwoStepElimination(), EntropicSparsification()])
+def test_tensors_may_lie_on_another_device(
+    criterion: Criterion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path))
+    _, program, inputs = program_of("convolution")
+    there = Program(program.space, {name: tensor.cuda() for name, tensor in program.raw_tensors.items()})
+    found, expected = (criterion.compute(CriterionInput(*pair)) for pair in ((there, inputs.cuda()), (program, inputs)))
+    np.testing.assert_array_equal(found.scores, expected.scores)

@@ -23,7 +23,8 @@ from fitness.program import Program
 from fitness.statistics import ConsumerStatistics, DenseStatistics, StatisticsOptions, collect_statistics
 from fitness.two_step import TwoStep
 
-_FORMAT = 2
+#: To be raised when statistics or eliminations change for equal input.
+FORMAT = 2
 _ARRAYS = ("column_genes", "genes", "gram")
 _TENSORS = ("mean", "covariance", "channel_covariance")
 
@@ -31,7 +32,7 @@ _TENSORS = ("mean", "covariance", "channel_covariance")
 def statistics_key(program: Program, inputs: Tensor, options: StatisticsOptions) -> str:
     """Return the identity of the statistics: BLAKE2b-128 over weights, structure, images and options."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([_FORMAT, dataclasses.asdict(options), program.space.fingerprint]).encode())
+    digest.update(json.dumps([FORMAT, dataclasses.asdict(options), program.space.fingerprint]).encode())
     feed_program(digest, program)
     feed_tensor(digest, "images", inputs)
     return digest.hexdigest()

@@ -15,9 +15,11 @@ from fitness.cache import cache_root
 from fitness.criteria.contract import ChannelKnowledge, Criterion, MaskFamily
 from fitness.criteria.inputs import CriterionInput
 from fitness.disk_cache import cached_entry, feed_tensor
+from fitness.statistics_cache import FORMAT as STATISTICS_FORMAT
 from fitness.statistics_cache import feed_program
 
-#: To be raised when any criterion changes what it returns for equal input.
+#: To be raised when any criterion changes what it returns for equal input; those that rest on dense statistics also
+#: follow the format of these.
 _FORMAT = 1
 _VECTORS = ("scores", "strength", "classes", "widths", "merge")
 
@@ -25,8 +27,9 @@ _VECTORS = ("scores", "strength", "classes", "widths", "merge")
 def knowledge_key(criterion: Criterion, data: CriterionInput) -> str:
     """Return the identity of the knowledge: BLAKE2b-128 over the criterion, its options and all it looks at."""
     digest = hashlib.blake2b(digest_size=16)
-    facts = [_FORMAT, criterion.name, repr(criterion), data.space.fingerprint, data.seed, data.batch_size]
-    digest.update(json.dumps([*facts, data.max_bytes, data.device.type]).encode())
+    facts = [_FORMAT, STATISTICS_FORMAT, criterion.name, repr(criterion), data.space.fingerprint]
+    facts += [data.seed, data.batch_size, data.max_bytes, data.device.type]
+    digest.update(json.dumps(facts).encode())
     feed_program(digest, data.program)
     for name, tensor in sorted(data.program.raw_tensors.items()):
         feed_tensor(digest, name, tensor)

@@ -70,6 +70,13 @@ def test_key_tells_everything_that_decides() -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_knowledge_is_not_older_than_the_statistics_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of("convolution")
+    before = knowledge_key(FilterNorm(1), data)
+    monkeypatch.setattr("fitness.criteria.knowledge_cache.STATISTICS_FORMAT", -1)
+    assert knowledge_key(FilterNorm(1), data) != before
+
+
 SIZES = (2, 3)
 
 

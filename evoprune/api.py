@@ -164,6 +164,7 @@ def evaluate(
     data: str | ImageData | None = None,
     device: str = "auto",
     observer: Observer | None = None,
+    trust_factory: bool = False,
 ) -> EvaluationReport:
     """Measure the small network of a run, or of an artefact, on test images.
 
@@ -173,9 +174,10 @@ def evaluate(
         data: Images; by default those of the run that the artefact lies in.
         device: Where to evaluate.
         observer: Hears of progress.
+        trust_factory: As for :func:`evoprune.load`.
 
     Raises:
-        ArtefactError: There is no artefact.
+        ArtefactError: There is no artefact, or it names a factory that is not trusted.
         RunDirectoryError: ``data`` is needed, since the artefact lies in no run directory.
         DataError: The images cannot be read.
         OptionError: The network does not fit the images, or an argument is of another kind.
@@ -185,7 +187,7 @@ def evaluate(
     artefact = resolve_artefact(Path(run))
     place = resolve_device(device)
     description = read_description(artefact)
-    network = load(artefact, model)
+    network = load(artefact, model, trust_factory=trust_factory)
     observer.on_stage("reading the images", None)
     images = _images_of(artefact, data)
     if images.input_shape != description.model.input_shape or images.n_classes != description.model.n_classes:

@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from evoprune.run_directory import RunDirectory, run_around
 from search_spaces import SearchSpace, prune_model
-from search_spaces.errors import EvoPruneError, OptionError
+from search_spaces.errors import EvoPruneError, OptionError, RunDirectoryError
 from search_spaces.genome import BoolArray, genome_digest, pack_genome
-from search_spaces.models import build_model
+from search_spaces.models import build_model, foreign_code
 
 SCHEMA = 1
 WEIGHTS_FILE = "weights.safetensors"
@@ -260,18 +261,23 @@ def read_description(path: str | Path) -> Description:
         raise ArtefactError(f"{file} is damaged: {place}: {problem['msg']}; restore the artefact") from None
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, *, trust_factory: bool = False) -> nn.Module:
     """Return the small network of the artefact in the folder ``path``, on the CPU and in eval mode.
 
     The dense structure is built, its space traced again, the recorded channels are cut and the weights loaded strictly.
-    No pickle is read.
+    No pickle is read, and networks of evoprune, torchvision and timm are built without any code of the artefact. One of
+    ``package.module:factory`` calls what the artefact names, which may be anything: it is refused without
+    ``trust_factory``, unless the artefact lies in a run directory that was started with the same factory and keywords.
+    A run directory can be copied, with its artefacts, as anything else: open those of people you trust.
 
     Args:
         path: Folder of an artefact, such as ``RUN/best``.
         model: The dense network, for an artefact whose network was given as a Python object; it is not changed.
+        trust_factory: Whether a ``package.module:factory`` that the artefact names may be imported and called.
 
     Raises:
-        ArtefactError: The artefact is missing or damaged, needs ``model``, or does not fit the network.
+        ArtefactError: The artefact is missing or damaged, needs ``model`` or ``trust_factory``, or does not fit the
+            network.
         OptionError: The network that it names can no longer be built, or ``model`` is no network.
     """
     path = Path(path)
@@ -281,7 +287,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             "was given by name"
         )
     description = read_description(path)
-    network = rebuild_structure(description, model, place=str(path))
+    is_trusted = trust_factory or _is_of_its_run(path, description.model)
+    network = rebuild_structure(description, model, place=str(path), trust_factory=is_trusted)
     try:
         tensors = load_file(path / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
@@ -297,12 +304,16 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def rebuild_structure(
-    description: Description, model: nn.Module | None = None, place: str = "the artefact"
+    description: Description,
+    model: nn.Module | None = None,
+    place: str = "the artefact",
+    *,
+    trust_factory: bool = False,
 ) -> nn.Module:
     """Return the small network that ``description`` stands for, with meaningless weights.
 
     Raises:
-        ArtefactError: ``model`` is needed, or its space is another than the recorded one.
+        ArtefactError: ``model`` or ``trust_factory`` is needed, or the space is another than the recorded one.
         OptionError: The network can no longer be built.
     """
     record = description.model
@@ -311,6 +322,13 @@ def rebuild_structure(
             raise ArtefactError(
                 f"{place} belongs to a network that was given as a Python object, which its name alone cannot rebuild; "
                 "pass the dense network: `evoprune.load(path, model=...)`"
+            )
+        foreign = None if trust_factory else foreign_code(record.name, record.args)
+        if foreign is not None:
+            raise ArtefactError(
+                f"an artefact is opened without running code of others, but {place} names {foreign}; if you trust who "
+                "wrote it, say so: `--trust-factory`, or `trust_factory=True` from Python; or pass the dense network: "
+                "`evoprune.load(path, model=...)`"
             )
         model = build_model(record.name, record.n_classes, record.args, record.input_shape)
     # A space with the recorded fingerprint was verified when the run began; any other is verified now.
@@ -325,6 +343,18 @@ def example_input(model: nn.Module, input_shape: tuple[int, int, int], n: int = 
     """Return ``(n, C, H, W)`` zeros on the device and in the dtype of the parameters of ``model``."""
     first = next(iter(model.parameters()), torch.empty(0))
     return torch.zeros((n, *input_shape), device=first.device, dtype=first.dtype)
+
+
+def _is_of_its_run(path: Path, record: ModelRecord) -> bool:
+    """Return whether the artefact ``path`` lies in a run directory that was started with the network of ``record``."""
+    run = run_around(path)
+    if run is None:
+        return False
+    try:
+        options = RunDirectory.open_existing(run).read_config()["options"]
+    except RunDirectoryError:
+        return False
+    return bool(options.get("model") == record.name and options.get("model_args") == record.args)
 
 
 def _genome_of(description: Description, space: SearchSpace, place: str) -> BoolArray:

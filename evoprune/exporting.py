@@ -45,7 +45,12 @@ class ExportedFile:
 
 
 def export(
-    artefact: str | Path, out: str | Path, formats: Sequence[str] = ("safetensors",), model: nn.Module | None = None
+    artefact: str | Path,
+    out: str | Path,
+    formats: Sequence[str] = ("safetensors",),
+    model: nn.Module | None = None,
+    *,
+    trust_factory: bool = False,
 ) -> list[ExportedFile]:
     """Write the network of ``artefact`` to the folder ``out`` in each of ``formats`` and return what was written.
 
@@ -54,9 +59,10 @@ def export(
         out: Folder to write to; made where it does not exist.
         formats: Keys of ``FORMATS``.
         model: The dense network, where the artefact was made from a Python object.
+        trust_factory: As for :func:`evoprune.load`.
 
     Raises:
-        ArtefactError: The artefact is missing, damaged or of another network.
+        ArtefactError: The artefact is missing, damaged or of another network, or names a factory that is not trusted.
         UnknownNameError: An unknown format.
         OptionError: A format needs a package that is not installed, or ``out`` is a run directory, is or lies in an
             artefact that is not an earlier export or a place of a run's own, or cannot be written.
@@ -64,7 +70,7 @@ def export(
     """
     artefact, out = resolve_artefact(Path(artefact)), Path(out)
     check_formats(formats)
-    network = load(artefact, model)
+    network = load(artefact, model, trust_factory=trust_factory)
     shape = read_description(artefact).model.input_shape
     if out.resolve() == artefact.resolve():
         raise OptionError(

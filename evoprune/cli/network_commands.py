@@ -28,6 +28,10 @@ ExportOut = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Folder to write; default RUN/export, of an artefact export-NAME beside it."),
 ]
+TrustFactory = Annotated[
+    bool,
+    typer.Option("--trust-factory", help="Import and call the package.module:factory that an artefact names."),
+]
 RunOrArtefact = Annotated[Path, typer.Argument(help="Run directory, or folder of an artefact.", show_default=False)]
 Formats = Annotated[list[str] | None, typer.Option("--format", "-f", help="safetensors, onnx or pt2; repeatable.")]
 OtherBudget = Annotated[
@@ -76,12 +80,18 @@ def inspect(
 
 
 @reports_errors
-def evaluate(run: RunOrArtefact, data: Data = None, device: arg.Device = "auto", as_json: arg.AsJson = False) -> None:
+def evaluate(
+    run: RunOrArtefact,
+    data: Data = None,
+    device: arg.Device = "auto",
+    trust_factory: TrustFactory = False,
+    as_json: arg.AsJson = False,
+) -> None:
     """Measure the small network of a run, or an artefact, on the test images."""
     from evoprune import api
 
     with rich_observer() as observer:
-        report = api.evaluate(run, data=data, device=device, observer=observer)
+        report = api.evaluate(run, data=data, device=device, observer=observer, trust_factory=trust_factory)
     if as_json:
         print_json(report.to_json())
         return
@@ -163,6 +173,7 @@ def export(
     out: ExportOut = None,
     formats: Formats = None,
     budget: OtherBudget = None,
+    trust_factory: TrustFactory = False,
     as_json: arg.AsJson = False,
 ) -> None:
     """Copy the small network of a run (its `best`), or an artefact, for other programs; each file is checked."""
@@ -182,7 +193,7 @@ def export(
         with rich_observer() as observer:
             artefact = api.pick(run, budget, observer=observer).artefact
         target = out or run / artefact.name.replace("pick", "export", 1)
-    files = export_artefact(artefact, target, names)
+    files = export_artefact(artefact, target, names, trust_factory=trust_factory)
     if as_json:
         print_json(
             [

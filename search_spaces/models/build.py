@@ -54,6 +54,13 @@ MODELS: Mapping[str, ModelSpec] = {
     "vgg16": ModelSpec(vgg16, "VGG-16 with batch norm, CIFAR form"),
 }
 
+#: Keywords of torchvision and timm by which a factory reads or fetches a file, some of them as pickle.
+_READING_KEYWORDS = frozenset(
+    {
+        *("weights", "weights_backbone", "pretrained", "checkpoint_path", "cache_dir"),
+        *("pretrained_cfg", "pretrained_cfg_overlay"),
+    }
+)
 _ELSEWHERE = ("torchvision:<name>", "timm:<name>", "package.module:factory")
 
 
@@ -98,6 +105,20 @@ def default_input_shape(name: str) -> ImageShape:
     if name in MODELS:
         return MODELS[name].input_shape
     return (3, 299, 299) if name == "torchvision:inception_v3" else (3, 224, 224)
+
+
+def foreign_code(name: str, model_args: Mapping[str, Any] | None = None) -> str | None:
+    """Return what of others :func:`build_model` would run or read for ``name``, in words; None where it is nothing.
+
+    That is nothing for ``MODELS``, and for names of torchvision and timm unless a keyword makes them read a file.
+    """
+    prefix, colon, _ = name.partition(":")
+    if name in MODELS or not colon:
+        return None
+    if prefix not in ("torchvision", "timm"):
+        return f"the factory {name!r}, which would be imported and called"
+    reading = sorted(_READING_KEYWORDS & (model_args or {}).keys())
+    return f"the keyword {reading[0]!r} of {name!r}, which would read or fetch a file" if reading else None
 
 
 def _resolve(name: str, n_classes: int, in_channels: int) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from evoprune.artefact import (
     record_genome,
     save_artefact,
 )
+from evoprune.run_directory import RunDirectory
 from search_spaces import prune_model
 from search_spaces.models import build_model, hash_weights
 
@@ -206,4 +208,65 @@ def test_a_tampered_mask_is_noticed(artefact: tuple[Path, nn.Module, Description
     kept.pop()
     (copy / DESCRIPTION_FILE).write_text(json.dumps(content))
     with pytest.raises(ArtefactError, match="do not have the recorded digest"):
+        load(copy)
+
+
+def _of_a_factory(folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.Module]:
+    """Write an artefact that names a factory in ``place``, which leaves the file ``called`` there."""
+    (place / "somebodys_networks.py").write_text(
+        "from pathlib import Path\n"
+        "from search_spaces.models import build_model\n"
+        "Path('called').touch()\n"
+        "def build(seed):\n"
+        "    return build_model('resnet20', seed=seed)\n"
+    )
+    monkeypatch.chdir(place)
+    monkeypatch.delitem(sys.modules, "somebodys_networks", raising=False)
+    return folder, _write(folder, build_model("resnet20", seed=5), "somebodys_networks:build", {"seed": 5})[0]
+
+
+def test_a_factory_is_called_with_consent_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, small = _of_a_factory(tmp_path / "best", tmp_path, monkeypatch)
+    with pytest.raises(
+        ArtefactError,
+        match=r"names the factory 'somebodys_networks:build', which would be imported and called; .*trust_factory=True",
+    ):
+        load(folder)
+    assert not (tmp_path / "called").exists()
+    images = torch.randn(2, *SHAPE)
+    with torch.inference_mode():
+        assert torch.equal(load(folder, build_model("resnet20"))(images), small(images))
+        assert not (tmp_path / "called").exists()
+        assert torch.equal(load(folder, trust_factory=True)(images), small(images))
+    assert (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "is_trusted"),
+    [
+        ({"model": "somebodys_networks:build", "model_args": {"seed": 5}}, True),
+        ({"model": "somebodys_networks:build", "model_args": {"seed": 6}}, False),
+        ({"model": "resnet20", "model_args": {}}, False),
+    ],
+)
+def test_a_factory_that_the_run_around_was_started_with_needs_no_consent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], is_trusted: bool
+) -> None:
+    run = RunDirectory.create(tmp_path / "run", options=options, hashes={})
+    folder, _ = _of_a_factory(run.best_path, tmp_path, monkeypatch)
+    if is_trusted:
+        load(folder)
+    else:
+        with pytest.raises(ArtefactError, match="names the factory"):
+            load(folder)
+    assert (tmp_path / "called").exists() == is_trusted
+
+
+def test_a_keyword_that_reads_a_file_needs_consent(
+    artefact: tuple[Path, nn.Module, Description], tmp_path: Path
+) -> None:
+    copy = _copy(artefact[0], tmp_path / "best")
+    record = artefact[2].model.model_dump(mode="json")
+    _edited(model={**record, "name": "timm:resnet18", "args": {"checkpoint_path": "pickle.pt"}})(copy)
+    with pytest.raises(ArtefactError, match=r"the keyword 'checkpoint_path' of 'timm:resnet18', which would read"):
         load(copy)

@@ -308,6 +308,33 @@ def test_an_artefact_is_exported_beside_itself(
     assert (folder / "export-best" / "weights.safetensors").is_file()
 
 
+def test_commands_call_no_factory_of_an_artefact_without_consent(
+    inputs: Path, finished: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "their_networks.py").write_text(
+        "from pathlib import Path\n"
+        "from search_spaces.models import build_model\n"
+        "Path('called').touch()\n"
+        "def build():\n"
+        "    return build_model('vgg16', 10, {'width': 0.0625})\n"
+    )
+    shutil.copytree(finished[0] / "best", "theirs")
+    file = tmp_path / "theirs" / "evoprune.json"
+    content = json.loads(file.read_text())
+    content["model"] |= {"name": "their_networks:build", "args": {}}
+    file.write_text(json.dumps(content))
+    commands = (["evaluate", "theirs", "--data", f"npz:{inputs / 'images.npz'}"], ["export", "theirs"])
+    for command in commands:
+        outcome = run(*command)
+        assert outcome.exit_code == 2
+        assert "names the factory 'their_networks:build'" in outcome.message
+        assert "--trust-factory" in outcome.message
+    assert not (tmp_path / "called").exists()
+    for command in commands:
+        assert run(*command, "--trust-factory").exit_code == 0
+
+
 def test_inspect_lists_groups_frozen_channels_and_the_reachable_range() -> None:
     summary = run("inspect", "--model", "resnet20", "--json").json
     assert summary["macs_dense"] == pytest.approx(40.55e6, rel=1e-3)

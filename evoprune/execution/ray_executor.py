@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,15 @@ _ENVIRONMENT = {
 class _Worker:
     """The actor: one evaluator, built once."""
 
-    def __init__(self, recipe: Recipe, arrays: Mapping[str, npt.NDArray[Any]], n_torch_threads: int) -> None:
+    def __init__(self, n_torch_threads: int) -> None:
         torch.set_num_threads(n_torch_threads)
-        self._evaluator = recipe.with_arrays(arrays).build()
 
-    def ready(self) -> bool:
-        """Return once the evaluator is built."""
-        return True
+    def placed(self) -> None:
+        """Return: a machine has taken this worker in."""
+
+    def build(self, recipe: Recipe, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Build the evaluator, which may gather statistics of a large network first."""
+        self._evaluator = recipe.with_arrays(arrays).build()
 
     def evaluate(self, packed: npt.NDArray[np.uint8], n_genes: int, rung: str) -> tuple[Evaluation, ...]:
         """Return one evaluation per row of ``packed``."""
@@ -71,7 +73,7 @@ class RayExecutor:
         n_gpus_per_worker: Accelerators, or a share of one, that Ray reserves per actor.
         chunk_size: Genomes per task; by default an eighth of an equal share, at most 64.
         max_deaths: Workers that one genome may kill on its own.
-        start_timeout_s: Seconds in which workers must come up.
+        start_timeout_s: Seconds in which a machine must take the workers in; building an evaluator takes its time.
 
     Raises:
         OptionError: A number is out of its range.
@@ -101,6 +103,7 @@ class RayExecutor:
         self._start_timeout_s = start_timeout_s
         self._resources = {"CPU": float(n_cpus_per_worker), "GPU": float(n_gpus_per_worker)}
         self._workers: list[Any] = []
+        self._placed: dict[int, Any] = {}  # of replacements
         self._owns_cluster = not ray.is_initialized()
         if self._owns_cluster:
             _connect(address, n_cpus=n_workers * n_cpus_per_worker)
@@ -146,8 +149,8 @@ class RayExecutor:
             except ray.exceptions.RayError as error:
                 if submitted is None:
                     raise _not_started(error) from error
-                self._workers[worker] = self._start_worker()
-                tasks[self._workers[worker].ready.remote()] = (worker, None)
+                self._workers[worker], self._placed[worker], built = self._start_worker()
+                tasks[built] = (worker, None)
                 n_deaths.update(submitted.tolist() if len(submitted) == 1 else [])
                 if len(submitted) > 1:
                     waiting.extend(submitted[i : i + 1] for i in range(len(submitted)))
@@ -176,28 +179,31 @@ class RayExecutor:
     def _start(self, recipe: Recipe) -> None:
         self._recipe = ray.put(recipe.with_arrays({}))
         self._arrays = ray.put({name: np.asarray(array) for name, array in recipe.arrays.items()})
-        self._workers = [self._start_worker() for _ in range(self._n_workers)]
-        self._wait_until_ready()
+        started = [self._start_worker() for _ in range(self._n_workers)]
+        self._workers = [worker for worker, _, _ in started]
+        self._wait_until_ready([placed for _, placed, _ in started], [built for _, _, built in started])
 
     def _quarantined(self, genome: BoolArray, rung: str) -> Evaluation:
         return failed_evaluation(genome, rung, f"quarantined: it killed its worker {self._max_deaths} times")
 
-    def _start_worker(self) -> Any:
+    def _start_worker(self) -> tuple[Any, Any, Any]:
+        """Return a worker, and what tells that it has a place and that its evaluator is built."""
         actor = ray.remote(_Worker).options(
             num_cpus=self._resources["CPU"], num_gpus=self._resources["GPU"], max_restarts=0, max_task_retries=0
         )
-        return actor.remote(self._recipe, self._arrays, 1)
+        worker = actor.remote(1)
+        return worker, worker.placed.remote(), worker.build.remote(self._recipe, self._arrays)
 
     def _wait_for_one(self, tasks: Mapping[Any, tuple[int, IntArray | None]]) -> Any:
-        """Return a finished task; where only replacements are awaited, for no longer than workers may take to start."""
-        only_replacements = all(indices is None for _, indices in tasks.values())
-        done, _ = ray.wait(list(tasks), num_returns=1, timeout=self._start_timeout_s if only_replacements else None)
-        if not done:
-            raise ExecutionError(
-                f"a worker that died must be replaced, but none came up within {self._start_timeout_s:g} s; "
-                "check the cluster with `ray status`, then continue with `evoprune resume`"
-            )
-        return done[0]
+        """Return a finished task; where only replacements are awaited, one must have a place in time."""
+        if all(indices is None for _, indices in tasks.values()):
+            awaited = [self._placed[worker] for worker, _ in tasks.values()]
+            if not ray.wait(awaited, num_returns=1, timeout=self._start_timeout_s)[0]:
+                raise ExecutionError(
+                    f"a worker that died must be replaced, but none came up within {self._start_timeout_s:g} s; "
+                    "check the cluster with `ray status`, then continue with `evoprune resume`"
+                )
+        return ray.wait(list(tasks), num_returns=1)[0][0]
 
     def _check_resources(self) -> None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -220,16 +226,17 @@ class RayExecutor:
             limits.append(n_gpus // gpu if gpu >= 1 else n_gpus * workers_per_device(gpu))
         return int(min(limits, default=float(self._n_workers)))
 
-    def _wait_until_ready(self) -> None:
-        tasks = [worker.ready.remote() for worker in self._workers]
-        done, pending = ray.wait(tasks, num_returns=len(tasks), timeout=self._start_timeout_s)
+    def _wait_until_ready(self, placed: Sequence[Any], built: Sequence[Any]) -> None:
+        done, pending = ray.wait(list(placed), num_returns=len(placed), timeout=self._start_timeout_s)
         try:
             ray.get(done)
+            if not pending:
+                ray.get(list(built))
         except ray.exceptions.RayError as error:
             raise _not_started(error) from error
         if pending:
             raise ExecutionError(
-                f"{len(tasks)} workers must start, but {len(pending)} did not within {self._start_timeout_s:g} s; the "
+                f"{len(placed)} workers must start, but {len(pending)} did not within {self._start_timeout_s:g} s; the "
                 "cluster is busy: wait, or lower `--workers`"
             )
 

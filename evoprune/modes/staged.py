@@ -19,8 +19,9 @@ from evoprune.modes.mode import SearchTask, SensitivityCurve
 from evoprune.modes.plan import LEVELS, Cutter, share_budget
 from evoprune.modes.sequence import SequentialSearch
 from evoprune.options import SearchOptions
-from evoprune.search import InitialShares, Repairer, Search, Strategy
+from evoprune.search import Search, Strategy
 from evoprune.search.feasibility import Space
+from evoprune.search.pareto import RangeRepairer
 from fitness.evaluation import Evaluation
 from search_spaces import SearchSpace, Stage, SubSpace, stages_of
 from search_spaces.errors import ExecutionError, OptionError
@@ -32,8 +33,8 @@ DEFAULT_COST_WEIGHT = 1.0
 _FREE_LEVELS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
 
 
-class FreeRepairer(Repairer):
-    """Keeps the groups' minima and nothing else, whatever the budgets."""
+class FreeRepairer(RangeRepairer):
+    """Keeps to the lattice of kept counts, drifting neither up nor down, whatever the budgets."""
 
     def __init__(self, space: Space, budgets: Mapping[str, float | None]) -> None:
         del budgets
@@ -72,7 +73,7 @@ class StagedSearch(SequentialSearch):
         self.budgets = {name: value for name, value in config.budgets.items() if value is not None and value < 1}
         config = dataclasses.replace(config, budgets=self.budgets)
         if not self.budgets:
-            config = dataclasses.replace(config, initial=InitialShares(uniform=0.0, random=0.25))
+            config = dataclasses.replace(config, initial=dataclasses.replace(config.initial, uniform=0.0))
         self.cost_weight = cost_weight
         self.metric = metric
         self._cutter = Cutter(
@@ -122,9 +123,11 @@ class StagedSearch(SequentialSearch):
         if self.budgets:
             first = [part.background[None]] if self.task.seeds is None else [part.background[None], self.task.seeds]
             return part.extract(np.concatenate(first))
+        if self.task.seeds is None:  # no criterion may propose genomes
+            return None
         stage = self.parts[self._index]
         cuts = np.stack([self._cutter.cut(stage, level) for level in _FREE_LEVELS])
-        return part.extract(cuts if self.task.seeds is None else np.concatenate([cuts, self.task.seeds]))
+        return part.extract(np.concatenate([cuts, self.task.seeds]))
 
     def _make_search(self, part: SubSpace, seed: int) -> Search:
         if self.budgets:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from evoprune.modes.staged import FreeRepairer
 from evoprune.search import LadderPlan, ParetoSearch, SearchConfig
 from evoprune.search.dominance import hypervolume
 from evoprune.search.pareto import RangeRepairer
@@ -178,6 +179,8 @@ def test_repair_over_a_range_drifts_neither_way_and_is_idempotent() -> None:
     assert set(counts.tolist()) == {8, 16}
     assert counts.mean() == pytest.approx(13, abs=0.3)
     np.testing.assert_array_equal(repairer(repaired, rng=rng), repaired)
+    free = FreeRepairer(space, {"macs": 0.5})(genomes, rng=rng)
+    assert count_kept(free, space.lattice)[:, 0].mean() == pytest.approx(13, abs=0.3)
     tight = RangeRepairer(space, {"macs": 0.5})
     assert tight.is_feasible(tight(genomes, rng=rng)).all()
 

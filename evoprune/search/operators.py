@@ -169,7 +169,7 @@ def resize(
     factor = np.exp(rng.normal(0, _WIDTH_SIGMA, (n, n_groups)))
     scaled = lattice.floor(np.rint(counts * factor).astype(np.int64))
     grown = np.maximum(scaled, lattice.above(counts))
-    shrunk = np.minimum(scaled, lattice.floor(counts - lattice.step))
+    shrunk = np.minimum(scaled, lattice.floor(counts - 1))
     counts = np.where(is_changed, np.where(factor > 1, grown, shrunk), counts)
     preference = rng.random(genomes.shape)
     if guide.order is not None:

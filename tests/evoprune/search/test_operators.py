@@ -87,6 +87,15 @@ def test_resize_stays_on_the_lattice_and_moves_the_least(
     np.testing.assert_array_equal((changed != genomes).sum(axis=1), difference)
 
 
+def test_resize_reaches_every_allowed_count_of_a_group_that_is_no_multiple_of_the_step() -> None:
+    numbers = {"starts": 0, "sizes": 17, "min_keep": 4, "step": 4, "owner": -1}
+    columns = {name: np.array([value]) for name, value in numbers.items()}
+    lattice = Lattice(**columns, is_block=np.zeros(1, np.bool_))
+    genomes = np.ones((400, 17), np.bool_)
+    changed = resize(genomes, rates=np.zeros(400), rng=np.random.default_rng(0), lattice=lattice)
+    assert {16, 12} <= set(count_kept(changed, lattice)[:, 0].tolist())
+
+
 @settings(deadline=None)
 @given(cases())
 def test_children_hold_only_genes_of_their_parents(case: tuple[BoolArray, Lattice, int]) -> None:

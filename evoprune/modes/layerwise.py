@@ -18,7 +18,8 @@ from evoprune.modes.mode import SearchTask, SensitivityCurve
 from evoprune.modes.plan import Cutter
 from evoprune.modes.sequence import SequentialSearch
 from evoprune.options import SearchOptions
-from evoprune.search import LadderPlan, Strategy
+from evoprune.search import LadderPlan, Search, Strategy
+from fitness.criteria import CRITERIA
 from fitness.options import UPDATING_COMPENSATIONS
 from fitness.two_step import E1_RUNG, E2_RUNG
 from search_spaces import SearchSpace, Stage, SubSpace
@@ -67,6 +68,11 @@ class LayerwiseSearch(SequentialSearch):
             decisive["n_layer_distillation_steps"] = self._n_distillation_steps
         super().__init__(task, parts, task.config, decisive)
 
+    def _judged(self, search: Search) -> float:
+        """Return what the best network is worth by what decides between the winners: E2 is no objective of the user."""
+        best = self.best
+        return super()._judged(search) if best is None else best.objective
+
     def _make_plan(self) -> BoolArray:
         return self._planned
 
@@ -111,11 +117,12 @@ def check_layers(space: SearchSpace, options: SearchOptions) -> None:
     """
     _refuse_blocks(space)
     priors = options.criteria(is_compensated=options.compensation in UPDATING_COMPENSATIONS).priors
-    if TWO_STEP not in priors:
+    scoring = [name for name in priors if name in CRITERIA and "scores" in CRITERIA[name].roles]
+    if scoring[:1] != [TWO_STEP]:
         raise OptionError(
-            f"mode `layerwise` takes order and ratio from two-step errors, but two-step is not among the priors "
-            f"{', '.join(priors) or 'none'}, which follow from `--prior {options.prior}` and `--compensation "
-            f"{options.compensation}`; leave these out, or begin the priors with two-step"
+            f"mode `layerwise` takes order and ratio from two-step errors, but two-step is not the first with scores "
+            f"among the priors {', '.join(priors) or 'none'}, which follow from `--prior {options.prior}` and "
+            f"`--compensation {options.compensation}`; leave these out, or begin the priors with two-step"
         )
 
 

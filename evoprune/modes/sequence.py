@@ -259,7 +259,13 @@ class SequentialSearch:
         best = self.best
         assert best is not None
         row = {**search.logbook[-1], "gen": self.generation, "stage": self.parts[self._index].name}
-        self.logbook.append({**row, "best_digest": best.digest, "best_plain": best.objective})
+        self.logbook.append({**row, "best_digest": best.digest, "best_plain": self._judged(search)})
+
+    def _judged(self, search: Search) -> float:
+        """Return what the best network of the open part is worth by its judge, without any cost."""
+        assert self._part is not None
+        genome = self._part.embed(search.best_individuals[0].genome[None], self._frozen)[0]
+        return self._plain[search.config.ladder.judge, genome_digest(genome)]
 
     # ------------------------------------------------------------------ state
 

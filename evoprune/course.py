@@ -200,10 +200,11 @@ def read_snapshot(run: str | Path, *, now: Callable[[], float] = time.time) -> R
         RunDirectoryError: ``run`` is no run directory, or its store is damaged.
     """
     directory = RunDirectory.open_existing(Path(run))
-    if not directory.evaluations_path.is_file():
+    path = directory.evaluations_path
+    if not path.is_file() or not path.stat().st_size:  # it is being made
         return _before_requests(directory, {}, now())
     with (
-        EvaluationStore(directory.evaluations_path, read_only=True, timeout_s=_READ_TIMEOUT_S) as store,
+        EvaluationStore(path, read_only=True, timeout_s=_READ_TIMEOUT_S) as store,
         store.one_moment(),
     ):
         content, generations = store.status(), tuple(store.generations())

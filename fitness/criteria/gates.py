@@ -22,7 +22,10 @@ class GroupFisher:
     name = "group-fisher"
     summary = "Fisher information of a gate on the gene, coupled layers taken together"
     roles = frozenset({"scores"})
-    reference = "Liu 2021, Group Fisher pruning, arXiv 2108.00708; without its interleaved training"
+    reference = (
+        "Liu 2021, Group Fisher pruning, arXiv 2108.00708; without its interleaved training, and by predictions where "
+        "there are no labels"
+    )
 
     def compute(self, data: CriterionInput) -> ChannelKnowledge:
         """Return scores, larger = more wanted; comparable over the network.
@@ -48,7 +51,7 @@ class FirstOrderTaylor:
     roles = frozenset({"scores"})
     reference = (
         "Molchanov 2017, Pruning convolutional neural networks for resource efficient inference, Sec. 2.2; unscaled, "
-        "and the sum over coupled layers, are our reading"
+        "and the sum over coupled layers, are our reading; by predictions where there are no labels"
     )
 
     def compute(self, data: CriterionInput) -> ChannelKnowledge:

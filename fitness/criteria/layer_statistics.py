@@ -65,7 +65,8 @@ class WaveletEnergy:
     summary = "detail share of sub-band energy times Fisher ratio of the classes"
     roles = frozenset({"scores"})
     reference = (
-        "Genetic wavelet channel search, Front. Comput. Neurosci. 15:760554, 2021: the formula is our reconstruction"
+        "Genetic wavelet channel search, Front. Comput. Neurosci. 15:760554, 2021: the formula is our reconstruction; "
+        "by predictions where there are no labels"
     )
 
     def compute(self, data: CriterionInput) -> ChannelKnowledge:

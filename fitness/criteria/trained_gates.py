@@ -46,8 +46,8 @@ class PruneNet:
     summary = "gates trained for a few steps against a penalty, weights frozen; one ranking for the whole network"
     roles = frozenset({"scores", "widths"})
     reference = (
-        "PruneNet, arXiv 2005.11282 (abstract only); the objective is our reconstruction, the descent and the choice "
-        "of lambda are ours"
+        "PruneNet, arXiv 2005.11282 (abstract only); the objective is our reconstruction, the descent, the choice of "
+        "lambda and predictions where there are no labels are ours"
     )
 
     def __post_init__(self) -> None:
@@ -102,7 +102,8 @@ class Scop:
     summary = "gates between a channel and its knockoff (another image: our variant without a generator)"
     roles = frozenset({"scores"})
     reference = (
-        "SCOP, arXiv 2010.10732, Sec. 3: score |gamma| (b - (1 - b)); knockoffs without a generator are our variant"
+        "SCOP, arXiv 2010.10732, Sec. 3: score |gamma| (b - (1 - b)); knockoffs without a generator, and predictions "
+        "where there are no labels, are our variant"
     )
 
     def __post_init__(self) -> None:

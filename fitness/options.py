@@ -19,8 +19,9 @@ FITNESS_IMAGES = {
 }
 COMPENSATIONS = {
     "sequential": "least squares, layer by layer, from the pruned network's own activations",
-    "static": "least squares, every layer on its own, from the dense network's statistics: no image is passed; what is "
-    "handed back is solved sequentially",
+    "static": "least squares, every layer on its own, from the dense network's statistics: no image is passed; the "
+    "widest, beyond 64 MiB of covariances together, are solved channel by channel; what is handed back is solved "
+    "sequentially",
     "merge": "the weights of dropped channels added to those of the kept channels most like them; solves nothing",
     "recalibrate": "batch-norm statistics estimated anew",
     "none": "the sliced weights as they are",
@@ -43,7 +44,8 @@ class FitnessOptions:
         n_lessons: Training images that candidates are finetuned on, where they are.
         n_distillation_steps: Gradient steps of such a finetuning.
         compensation: A name of :data:`COMPENSATIONS`; what a candidate gets before it is judged.
-        solve: How layers are solved.
+        solve: How layers are solved where they are compensated sequentially. A static solve takes none of it: its
+            damping is 1e-2.
         final_calibration_images: Training images for the network that is handed back.
         final_positions: Most output positions per image and layer for it.
         final_multiplications: Bound on the multiplications of one layer's solve for it.

@@ -2,6 +2,9 @@
 
 No image is passed forward, so that it can be done for every candidate. It takes the layers' inputs as the dense network
 has them; :mod:`fitness.compensation` is the dearer form that does not.
+
+A search keeps 64 MiB of covariances (:data:`fitness.statistics.SEARCH_STATISTICS`). Layers beyond it, the widest first,
+get a channel-wise regression: on VGG-16 one of 2,304 inputs and all of 4,608.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
 from evoprune.options import FinetuneOptions, LatencyOptions, NetworkOptions, SearchOptions
 from evoprune.picking import check_target, pick_network
-from evoprune.preparation import OBJECT, build_and_trace, prepare, resolve_device, trace_network
+from evoprune.preparation import OBJECT, build_and_trace, channel_figures, prepare, resolve_device, trace_network
 from evoprune.resolving import resolve_options, with_absolute_paths
 from evoprune.result import EvaluationReport, FinetuneResult, PickResult, SearchResult
 from evoprune.run_directory import RunDirectory, check_writable, read_json, write_atomically
@@ -82,6 +82,12 @@ def search(
     if not isinstance(model, str) and resolved.weights is not None:
         raise OptionError(
             "a network that is given as an object brings its weights, but got `weights` too; leave them out"
+        )
+    given = [name for name in ("mean", "std") if getattr(resolved, name) is not None]
+    if not isinstance(data, str) and given:
+        raise OptionError(
+            f"images that are given as an object bring their mean and std, {data.mean} and {data.std}, but got "
+            f"`{given[0]}` too; leave it out"
         )
     check_fitness(resolved, is_object=not isinstance(model, str))
     loggers = make_loggers(resolved.loggers, resolved.model_dump(mode="json"))
@@ -171,7 +177,8 @@ def evaluate(
     Args:
         run: A run directory, whose ``best`` is taken, or the folder of an artefact.
         model: The dense network, where the artefact was made from an object.
-        data: Images; by default those of the run that the artefact lies in.
+        data: Images; by default those of the run that the artefact lies in. Those that are named are normalised as the
+            artefact records; an object brings its own mean and std.
         device: Where to evaluate.
         observer: Hears of progress.
         trust_factory: As for :func:`evoprune.load`.
@@ -457,16 +464,25 @@ def _name_of(given: str | nn.Module | ImageData) -> str:
 
 
 def _images_of(artefact: Path, data: str | ImageData | None) -> ImageData:
-    """Return the images that were asked for, else those of the run that ``artefact`` lies in."""
+    """Return the images that were asked for, else those of the run around ``artefact``, normalised as it records."""
     if isinstance(data, ImageData):
         return data
-    if data is not None:
-        return load_data(data, input_shape=read_description(artefact).model.input_shape)
-    if not (artefact.parent / "config.json").is_file():
+    folder = artefact.resolve().parent
+    is_in_run = (folder / "config.json").is_file()
+    if data is None and not is_in_run:
         raise RunDirectoryError(
             f"{artefact} lies in no run directory that would name its images; name them with --data"
         )
-    options = read_options(RunDirectory.open_existing(artefact.parent))
-    if options.data.startswith(OBJECT):
-        raise OptionError(f"the run was started with images given as a Python object ({options.data}); pass `data`")
-    return load_data(options.data, options.data_root, input_shape=options.input_shape)
+    options = read_options(RunDirectory.open_existing(folder)) if is_in_run else None
+    if data is None and options is not None:
+        data = options.data
+        if data.startswith(OBJECT):
+            raise OptionError(f"the run was started with images given as a Python object ({data}); pass `data`")
+    description = read_description(artefact)
+    return load_data(
+        str(data),
+        None if options is None else options.data_root,
+        input_shape=description.model.input_shape,
+        mean=channel_figures(description.mean),
+        std=channel_figures(description.std),
+    )

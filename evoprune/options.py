@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from evoprune.budget import budget_texts
 from evoprune.finetuning import FinetuningRecipe, peak_learning_rate
@@ -15,6 +15,8 @@ from search_spaces.latency_measurement import DTYPES
 
 FITNESS = FitnessOptions()
 FINETUNING = FinetuningRecipe()
+#: Of every image, whatever the data set.
+N_CHANNELS = 3
 #: Modes in which all genes evolve together.
 WHOLE_GENOME_MODES = ("global", "pareto")
 
@@ -36,6 +38,14 @@ class NetworkOptions(Options):
     input_shape: Annotated[
         tuple[int, int, int] | None, Field(strict=False, description="channels, height and width, all positive")
     ] = None
+    mean: Annotated[
+        tuple[float, ...] | None,
+        Field(strict=False, description="per channel, of images in [0, 1]; ImageNet's if none"),
+    ] = None
+    std: Annotated[
+        tuple[float, ...] | None,
+        Field(strict=False, description="per channel, of images in [0, 1]; ImageNet's if none"),
+    ] = None
     protect: Annotated[tuple[str, ...], Field(strict=False, description="patterns of group names to leave alone")] = ()
     only: Annotated[tuple[str, ...], Field(strict=False, description="patterns of the only groups to touch")] = ()
     min_channels: Annotated[
@@ -51,6 +61,17 @@ class NetworkOptions(Options):
         if shape is not None and min(shape) < 1:
             raise ValueError("every side must be at least 1")
         return shape
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _figures_of_channels(cls, values: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        if values is None:
+            return None
+        if len(values) != N_CHANNELS or not all(0 <= value <= 1 for value in values):
+            raise ValueError(f"it must be {N_CHANNELS} numbers in [0, 1], one for each channel")
+        if info.field_name == "std" and min(values) <= 0:
+            raise ValueError("every number must be positive, since images are divided by it")
+        return values
 
     @field_validator("min_channels")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from evoprune.observer import Observer
 from evoprune.options import NetworkOptions, SearchOptions
 from evoprune.training import TrainingRecipe, train_dense
 from fitness.data import ImageData, load_data
+from fitness.data.images import MEAN, STD, ChannelFigures
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError
 from search_spaces.latency import LatencyTable
@@ -117,7 +119,13 @@ def prepare(
         build_model(options.model, model_args=options.model_args)  # a misspelt name should not wait for a download
     if data is None:
         observer.on_stage(f"reading {options.data}", None)
-        data = load_data(options.data, options.data_root, input_shape=options.input_shape)
+        data = load_data(
+            options.data,
+            options.data_root,
+            input_shape=options.input_shape,
+            mean=channel_figures(options.mean or MEAN),
+            std=channel_figures(options.std or STD),
+        )
     stop_if_asked(observer, None, "reading the images")
     network = _build(options, model, data.n_classes, data.input_shape, dense_weights)
     observer.on_stage("tracing the network", None)
@@ -147,6 +155,18 @@ def prepare(
     if table is not None:
         hashes["latency_table"] = table.digest
     return Preparation(dense, data, space, space_record, device, budgets, table, hashes)
+
+
+def channel_figures(values: Sequence[float]) -> ChannelFigures:
+    """Return ``values`` as one figure for each of the three channels that images have.
+
+    Raises:
+        OptionError: There are more or fewer.
+    """
+    if len(values) != 3:
+        raise OptionError(f"images have three channels, but got {len(values)} figures for them: {tuple(values)}")
+    red, green, blue = values
+    return red, green, blue
 
 
 def trace_network(

@@ -23,6 +23,11 @@ Weights = Annotated[Path | None, typer.Option("--weights", "-w", help="Trained w
 Data = Annotated[str, typer.Option("--data", "-d", help="Images: a name of `evoprune list data`.")]
 DataRoot = Annotated[Path | None, _INPUTS(help="Folder that downloaded data sets lie in.")]
 InputShape = Annotated[str | None, _INPUTS(help="Channels, height and width of an image, such as 3x32x32.")]
+Mean = Annotated[
+    str | None,
+    _INPUTS(help="Of images in [0, 1], per channel: 0.4914,0.4822,0.4465.", show_default="ImageNet's"),
+]
+Std = Annotated[str | None, _INPUTS(help="Likewise: what is divided by after the mean.", show_default="ImageNet's")]
 Protect = Annotated[list[str] | None, _SPACE(help="Leave groups that match this pattern alone; repeatable.")]
 Only = Annotated[list[str] | None, _SPACE(help="Touch no groups but those that match; repeatable.")]
 MinChannels = Annotated[str, _SPACE(help="Channels that every group keeps: a count, or a share in (0, 1).")]
@@ -66,6 +71,23 @@ def parse_input_shape(text: str | None) -> tuple[int, int, int] | None:
         raise OptionError(f"`--input-shape` must be three positive whole numbers such as 3x32x32, but got {text!r}")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
+
+
+def parse_channel_figures(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Return the numbers in ``text``, which commas separate; None where there is none.
+
+    Raises:
+        OptionError: A part of ``text`` is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(
+            f"`{option}` must be numbers in [0, 1] with commas between them, one for each channel, such as "
+            f"0.4914,0.4822,0.4465, but got {text!r}"
+        ) from None
 
 
 def parse_min_channels(text: str) -> int | float:

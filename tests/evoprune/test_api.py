@@ -128,6 +128,7 @@ def test_other_images_than_the_network_was_made_for(network: nn.Module, finished
     ("options", "error", "message"),
     [
         ({"weights": "w.safetensors"}, OptionError, "brings its weights"),
+        ({"mean": (0.5, 0.5, 0.5)}, OptionError, r"bring their mean and std, .* but got `mean` too; leave it out"),
         ({"budget": 0.0}, BudgetError, "a share in"),
         ({"budget": 1e-6}, BudgetError, "reachable range"),
         ({"protect": ["*"]}, OptionError, "at least one group"),

@@ -18,6 +18,7 @@ def test_a_master_seed_is_always_recorded() -> None:
 
 def test_options_survive_json() -> None:
     values = {"seed": 1, "budget": 0.5, "weights": "w.safetensors", "protect": ["a*"], "input_shape": [1, 8, 8]}
+    values |= {"mean": [0.5, 0.4, 0.3], "std": (1, 0.5, 0.25)}
     options = resolve_options(SearchOptions, values)
     assert options.budget == ("0.5",)
     assert options.weights == Path("w.safetensors")
@@ -37,6 +38,10 @@ def test_options_survive_json() -> None:
         ({"min_channels": float("nan")}, "`min_channels`: .*but got nan"),
         ({"round_to": 0}, "`round_to`: .*but got 0"),
         ({"input_shape": (3, 0, 32)}, "`input_shape`: every side must be at least 1"),
+        ({"mean": (0.5, 0.5)}, r"`mean`: it must be 3 numbers in \[0, 1\], one for each channel, but got \(0.5, 0.5\)"),
+        ({"mean": (123.7, 116.3, 103.5)}, r"`mean`: it must be 3 numbers in \[0, 1\]"),
+        ({"std": (0.2, 0.2, float("nan"))}, r"`std`: it must be 3 numbers in \[0, 1\]"),
+        ({"std": (0.2, 0.0, 0.2)}, r"`std`: every number must be positive, .* but got \(0.2, 0.0, 0.2\)"),
         ({"metric": "flops"}, "unknown metric 'flops'; .*valid: activation-bytes, .*macs, params"),
         ({"budgte": "0.3"}, "unknown option `budgte`; valid: .*budget"),
     ],

@@ -260,6 +260,32 @@ def test_evaluate_agrees_with_the_search(inputs: Path, finished: tuple[Path, Any
     assert named["test_accuracy"] == result["test_accuracy"]
 
 
+def test_images_are_normalised_as_asked_and_as_recorded(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = f"npz:{inputs / 'images.npz'}"
+    normalisation = ("--mean", "0.1,0.2,0.3", "--std", "0.5,0.6,0.7")
+    result = _search(inputs, tmp_path / "run", *normalisation, "--json").json
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["options"]
+    assert (recorded["mean"], recorded["std"]) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+    description = read_description(tmp_path / "run" / "best")
+    assert (description.mean, description.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    asked: list[dict[str, Any]] = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        asked.append(options)
+        return load_data(*args, **options)
+
+    monkeypatch.setattr("evoprune.api.load_data", noted)
+    monkeypatch.chdir(tmp_path / "run" / "best")
+    for arguments in ((tmp_path / "run",), (".",), (tmp_path / "run", "--data", images)):
+        outcome = run("evaluate", *arguments, "--json")
+        assert outcome.exit_code == 0, outcome.stderr
+        assert outcome.json["test_accuracy"] == result["test_accuracy"]
+        assert (asked[-1]["mean"], asked[-1]["std"]) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert "such as 0.4914,0.4822,0.4465, but got '0.5;0.5'" in run("search", "--mean", "0.5;0.5").message
+
+
 def test_finetune_writes_an_artefact_of_its_own(finished: tuple[Path, Any]) -> None:
     folder, result = finished
     outcome = run("finetune", folder, "--epochs", "2", "--batch-size", "16", "--json")

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from evoprune.artefact import DESCRIPTION_FILE, WEIGHTS_FILE, is_copy, load, rea
 from evoprune.run_directory import is_run_own, run_around
 from search_spaces.errors import EvoPruneError, OptionError, UnknownNameError
 
+ONNX_FILE = "model.onnx"
+PT2_FILE = "model.pt2"
+_MARK, _MARK_VALUE = "evoprune", "export"  # in files that are exported, which no reader of networks looks at
 _BATCH = "batch"
 _TOLERANCE = 1e-4  # relative to the largest logit; exporters fold batch norms, which moves the last digits
 
@@ -76,7 +80,7 @@ def export(
         raise OptionError(
             f"an export must not overwrite its source, but --out is the artefact {out}; name another folder"
         )
-    check_export_folder(out)
+    check_export_folder(out, formats)
     try:
         out.mkdir(parents=True, exist_ok=True)
         return [file for name in dict.fromkeys(formats) for file in FORMATS[name](artefact, network, shape, out)]
@@ -86,12 +90,12 @@ def export(
         ) from error
 
 
-def check_export_folder(out: Path) -> None:
-    """Check that an export to the folder ``out`` replaces nothing but an earlier export.
+def check_export_folder(out: Path, formats: Sequence[str] = ("safetensors",)) -> None:
+    """Check that an export to the folder ``out`` in ``formats`` replaces nothing but an earlier export.
 
     Raises:
         OptionError: ``out`` is a run directory, is or lies in another artefact or a place of a run's own, or holds
-            weights from elsewhere.
+            weights or a file of one of ``formats`` from elsewhere.
     """
     if run_around(out) == out.resolve():
         raise OptionError(
@@ -113,6 +117,12 @@ def check_export_folder(out: Path) -> None:
             f"an export replaces nothing but an earlier export, but {out / WEIGHTS_FILE} is something else; name "
             "another folder"
         )
+    for name, (file, is_export) in _MARKED_FILES.items():
+        if name in formats and (out / file).exists() and not is_export(out / file):
+            raise OptionError(
+                f"an export replaces nothing but an earlier export, but {out / file} bears no mark of one; name "
+                "another folder, or move the file away"
+            )
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -163,39 +173,79 @@ def _export_safetensors(artefact: Path, network: nn.Module, _: tuple[int, ...], 
 def _export_onnx(_: Path, network: nn.Module, shape: tuple[int, ...], out: Path) -> list[ExportedFile]:
     import onnxruntime
 
-    path = out / "model.onnx"
-    with _quiet(), _failures("ONNX"):
-        torch.onnx.export(
-            network,
-            (torch.zeros(2, *shape),),
-            path,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    def write(path: Path) -> float:
+        with _quiet(), _failures("ONNX"):
+            program = torch.onnx.export(
+                network,
+                (torch.zeros(2, *shape),),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
+                dynamo=True,
+                verbose=False,
+            )
+            if program is None:  # what the exporter of old, which is not asked, returns
+                raise ExportError("ONNX cannot export this network: torch.onnx.export returned nothing")
+            program.model.metadata_props[_MARK] = _MARK_VALUE
+            program.save(path, external_data=False)
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        def run(images: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
-    return [ExportedFile("onnx", path, path.stat().st_size, _checked(network, run, shape, path))]
+        return _checked(network, run, shape, out / ONNX_FILE)
+
+    return [_written("onnx", out / ONNX_FILE, write)]
 
 
 def _export_pt2(_: Path, network: nn.Module, shape: tuple[int, ...], out: Path) -> list[ExportedFile]:
-    path = out / "model.pt2"
-    with _quiet(), _failures("torch.export"):
-        # Batches of 0 and 1 are special to torch.export: an example of two leaves the dimension free.
-        program = torch.export.export(
-            network, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim(_BATCH)},)
-        )
-        torch.export.save(program, path)
-        loaded = torch.export.load(path).module()
-    return [ExportedFile("pt2", path, path.stat().st_size, _checked(network, loaded, shape, path))]
+    def write(path: Path) -> float:
+        with _quiet(), _failures("torch.export"):
+            # Batches of 0 and 1 are special to torch.export: an example of two leaves the dimension free.
+            program = torch.export.export(
+                network, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim(_BATCH)},)
+            )
+            torch.export.save(program, path, extra_files={_MARK: _MARK_VALUE})
+            loaded = torch.export.load(path).module()
+        return _checked(network, loaded, shape, out / PT2_FILE)
+
+    return [_written("pt2", out / PT2_FILE, write)]
 
 
+def _written(name: str, path: Path, write: Callable[[Path], float]) -> ExportedFile:
+    """Replace ``path`` by what ``write`` writes and has checked; where that fails, ``path`` is left as it is."""
+    with tempfile.TemporaryDirectory(prefix=".evoprune-", dir=path.parent) as staging:  # a name that is nobody's
+        file = Path(staging) / path.name
+        difference = write(file)
+        file.replace(path)
+    return ExportedFile(name, path, path.stat().st_size, difference)
+
+
+def _is_onnx_export(path: Path) -> bool:
+    """Return whether the file ``path`` is an ONNX model that was exported here; False where it cannot be read."""
+    import onnx
+
+    try:
+        properties = onnx.load(path, load_external_data=False).metadata_props
+    except Exception:  # whatever a file of another kind makes the parser raise
+        return False
+    return any(each.key == _MARK and each.value == _MARK_VALUE for each in properties)
+
+
+def _is_pt2_export(path: Path) -> bool:
+    """Return whether the file ``path`` is a ``.pt2`` archive that was exported here; False where it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/extra/{_MARK}") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+#: Files of one format alone, and how an earlier export is told from a file of the user's.
+_MARKED_FILES: Mapping[str, tuple[str, Callable[[Path], bool]]] = {
+    "onnx": (ONNX_FILE, _is_onnx_export),
+    "pt2": (PT2_FILE, _is_pt2_export),
+}
 FORMATS: Mapping[str, Callable[[Path, nn.Module, tuple[int, ...], Path], list[ExportedFile]]] = {
     "onnx": _export_onnx,
     "pt2": _export_pt2,
@@ -217,7 +267,7 @@ def _checked(network: nn.Module, exported: Callable[[Tensor], Tensor], shape: tu
     """Return the largest relative difference over batches of 1, 2 and 5 images.
 
     Raises:
-        ExportError: It is larger than the tolerance; the file is removed.
+        ExportError: It is larger than the tolerance.
     """
     generator = torch.Generator().manual_seed(0)
     difference = 0.0
@@ -228,10 +278,9 @@ def _checked(network: nn.Module, exported: Callable[[Tensor], Tensor], shape: tu
         scale = max(float(expected.abs().max()), 1e-12)
         difference = max(difference, float((expected - found).abs().max()) / scale)
     if not difference <= _TOLERANCE:
-        path.unlink(missing_ok=True)
         raise ExportError(
             f"an exported network must compute what it was made from, but the logits of {path} differ by "
-            f"{difference:.2g} of the largest (at most {_TOLERANCE:g}); it was removed, please report the network"
+            f"{difference:.2g} of the largest (at most {_TOLERANCE:g}); it was not written, please report the network"
         )
     return difference
 

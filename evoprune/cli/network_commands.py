@@ -188,7 +188,7 @@ def export(
     if budget is None:
         _name_finetuned(run)
     else:
-        check_export_folder(target)  # or a picked network would stay behind
+        check_export_folder(target, names)  # or a picked network would stay behind
         check_folder(target)
         with rich_observer() as observer:
             artefact = api.pick(run, budget, observer=observer).artefact

@@ -100,6 +100,32 @@ def test_an_export_leaves_other_files_in_its_folder_alone(artefact: Path, tmp_pa
     assert sorted(file.name for file in tmp_path.iterdir()) == ["artefact", "evoprune.json", "weights.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["pt2", pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])])
+def test_a_file_of_another_exporter_is_not_replaced_and_an_earlier_export_is(
+    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    file = tmp_path / f"model.{name}"
+    file.write_bytes(b"mine")
+    with pytest.raises(OptionError, match=rf"model\.{name} bears no mark of one; name another folder, or move"):
+        export(artefact, tmp_path, ["safetensors", name])
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(file.name, b"mine")]
+    file.unlink()
+    export(artefact, tmp_path, [name])
+    export(artefact, tmp_path, [name])
+    earlier = file.read_bytes()
+    monkeypatch.setattr(exporting, "_TOLERANCE", -1.0)
+    with pytest.raises(ExportError, match="it was not written"):
+        export(artefact, tmp_path, [name])
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(file.name, earlier)]
+
+
+def test_pt2_of_another_program_is_not_taken_for_an_export(artefact: Path, tmp_path: Path) -> None:
+    program = torch.export.export(load(artefact), (torch.zeros(2, *SHAPE),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    with pytest.raises(OptionError, match=r"model\.pt2 bears no mark"):
+        export(artefact, tmp_path, ["pt2"])
+
+
 def test_pt2_takes_any_batch(artefact: Path, tmp_path: Path) -> None:
     (file,) = export(artefact, tmp_path, ["pt2"])
     assert file.n_bytes == (tmp_path / "model.pt2").stat().st_size

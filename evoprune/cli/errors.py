@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NoReturn, ParamSpec
 
 import typer
 from rich.markup import escape
 
-from evoprune.cli.console import stderr_console
+from evoprune.cli.console import stderr_console, stdout_for_json_alone
 from search_spaces.errors import (
     BudgetError,
     DataError,
@@ -30,12 +31,16 @@ P = ParamSpec("P")
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Return ``command`` with every error turned into one message on stderr and an exit code."""
+    """Return ``command`` with every error turned into one message on stderr and an exit code.
+
+    With ``as_json`` nothing but its result is on stdout, whatever a model's own code prints.
+    """
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with stdout_for_json_alone() if kwargs.get("as_json") else nullcontext():
+                command(*args, **kwargs)
         except typer.Exit:
             raise
         except EvoPruneError as error:

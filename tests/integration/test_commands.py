@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -223,7 +224,11 @@ def test_a_damaged_result_is_made_again(finished: tuple[Path, Any], content: str
         ["inspect", *MODEL, "--drawing", "RUN/front.csv"],
         ["latency", *MODEL, "--out", "RUN/best/evoprune.json"],
         ["report", "RUN", "--out", "notes.md"],
+        ["report", "RUN", "--out", "index.html"],
+        ["report", "RUN", "--out", "new.txt"],
         ["inspect", *MODEL, "--drawing", "notes.md"],
+        ["inspect", *MODEL, "--drawing", "logo.svg"],
+        ["inspect", *MODEL, "--drawing", "new.png"],
         ["latency", *MODEL, "--out", "notes.md"],
         ["export", "RUN", "--out", "RUN/best"],
         ["export", "RUN", "--budget", "0.5", "--out", "RUN/best"],
@@ -241,6 +246,8 @@ def test_nothing_is_written_over_files_of_a_run_or_of_the_users(
     shutil.copytree(finished[0] / "best", "mine")
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     (tmp_path / "notes.md").write_text("years of work")
+    (tmp_path / "logo.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    (tmp_path / "index.html").write_text("<html><title>Me</title></html>")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     outcome = run(*arguments)
     assert outcome.exit_code == 2
@@ -361,6 +368,21 @@ def test_commands_call_no_factory_of_an_artefact_without_consent(
         assert run(*command, "--trust-factory").exit_code == 0
 
 
+def test_what_a_model_prints_is_not_on_stdout_beside_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "talking_networks.py").write_text(
+        "from search_spaces.models import build_model\n"
+        "print('imported')\n"
+        "def build(n_classes):\n"
+        "    print('building')\n"
+        "    return build_model('resnet20', n_classes, {'width': 0.25})\n"
+    )
+    outcome = run("inspect", "--model", "talking_networks:build", "--input-shape", "3x16x16", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.json["n_genes"] > 0
+    assert "imported\nbuilding\n" in outcome.stderr
+
+
 def test_inspect_lists_groups_frozen_channels_and_the_reachable_range() -> None:
     summary = run("inspect", "--model", "resnet20", "--json").json
     assert summary["macs_dense"] == pytest.approx(40.55e6, rel=1e-3)
@@ -369,6 +391,15 @@ def test_inspect_lists_groups_frozen_channels_and_the_reachable_range() -> None:
     text = run("inspect", "--model", "resnet20", "--protect", "layer3*").stdout
     assert "frozen channels" in text
     assert "reachable" in text
+
+
+def test_a_drawing_replaces_an_earlier_one(tmp_path: Path) -> None:
+    file = tmp_path / "space.svg"
+    for model in (MODEL, ["--model", "resnet20"]):
+        assert run("inspect", *model, "--drawing", file).exit_code == 0
+    root = ElementTree.parse(file).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "resnet20" in file.read_text()
 
 
 def test_list_shows_every_section() -> None:

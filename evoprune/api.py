@@ -28,7 +28,7 @@ from evoprune.picking import check_target, pick_network
 from evoprune.preparation import OBJECT, build_and_trace, channel_figures, prepare, resolve_device, trace_network
 from evoprune.resolving import resolve_options, with_absolute_paths
 from evoprune.result import EvaluationReport, FinetuneResult, PickResult, SearchResult
-from evoprune.run_directory import RunDirectory, check_writable, read_json, write_atomically
+from evoprune.run_directory import RunDirectory, bears_mark, check_writable, read_json, write_atomically
 from evoprune.run_paths import default_run_path, free_path
 from evoprune.session import plan_of, prepare_again, read_options, run_session, save_inputs
 from fitness.data import ImageData, load_data
@@ -37,6 +37,8 @@ from search_spaces.latency_measurement import MeasurementOptions
 
 _OBSERVING = ("on_note", "on_stage", "on_step", "should_stop")
 _LONGEST_SHOWN = 60
+_DRAWING_MARK = "<!-- drawn by evoprune inspect -->"
+"""Tells a drawing of a search space from other SVG files, which are not replaced."""
 _LATENCY_SEED = 0
 """Of the random networks that a latency table is fitted to and checked on: every table sees the same ones."""
 
@@ -306,7 +308,8 @@ def inspect(
     Args:
         model: A name that ``evoprune list models`` shows, or a network.
         n_classes: Length of the logits of a network that is built by name.
-        drawing: SVG file to write, which shows the layers and how their channels are coupled.
+        drawing: SVG file to write, which shows the layers and how their channels are coupled; an earlier drawing is
+            replaced.
         **options: Further fields of :class:`evoprune.options.NetworkOptions`.
 
     Raises:
@@ -319,11 +322,11 @@ def inspect(
     name = _name_of(model)
     resolved = resolve_options(NetworkOptions, {**options, "model": name})
     if drawing is not None:
-        check_writable(Path(drawing), "a drawing", lambda file: file.suffix.lower() == ".svg")
+        check_writable(Path(drawing), "a drawing", lambda file: bears_mark(file, _DRAWING_MARK), suffixes=(".svg",))
     space, shape = trace_network(resolved, None if isinstance(model, str) else model, n_classes)
     title = name.removeprefix(OBJECT)
     if drawing is not None:
-        write_atomically(Path(drawing), draw_space(space, title).encode())
+        write_atomically(Path(drawing), f"{draw_space(space, title)}{_DRAWING_MARK}\n".encode())
     return summarise_space(space, title, shape)
 
 

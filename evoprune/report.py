@@ -20,7 +20,7 @@ from evoprune.budget import LATENCY, format_cost
 from evoprune.course import RunSnapshot, read_snapshot
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.finishing import SENSITIVITY_FILE
-from evoprune.run_directory import RunDirectory, check_writable, read_json, write_atomically
+from evoprune.run_directory import RunDirectory, bears_mark, check_writable, read_json, write_atomically
 from search_spaces.errors import EvoPruneError, OptionError, RunDirectoryError
 
 _TEMPLATE = "plotly_white"
@@ -39,6 +39,8 @@ _NO_CURVES = {
     "staged": f"There is no {SENSITIVITY_FILE}: the first generation writes it, under a budget; without one no stage "
     "is cut alone, and the ratio emerges.",
 }
+#: Begins the title of a report, and tells it from other pages, which are not replaced.
+_TITLE = "<title>evoprune: "
 _MOST_MARKERS = 40
 _REMAKE = "delete it and continue the run with `evoprune resume`"
 
@@ -72,7 +74,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     path = directory.path / "report.html" if out is None else Path(out)
     if not path.parent.is_dir():
         raise RunDirectoryError(f"the report needs a folder that exists, but {str(path.parent)!r} does not; make it")
-    check_writable(path, "a report", lambda file: file.suffix.lower() in (".html", ".htm"))
+    check_writable(path, "a report", lambda file: bears_mark(file, _TITLE), suffixes=(".html", ".htm"))
     write_atomically(path, render_report(directory).encode())
     return path
 
@@ -114,8 +116,8 @@ def render_report(directory: RunDirectory) -> str:
         )
         parts += [f"<h2>{escape(heading)}</h2>", code]
         is_first = False
-    title = escape(f"evoprune: {directory.path.name}")
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    title = f"{_TITLE}{escape(directory.path.name)}</title>"
+    head = f'<meta charset="utf-8">{title}<style>{_STYLE}</style>'
     return f"<!DOCTYPE html>\n<html><head>{head}</head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
 
 

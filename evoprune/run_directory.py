@@ -379,6 +379,14 @@ def write_atomically(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def bears_mark(path: Path, mark: str) -> bool:
+    """Return whether the text file ``path`` holds ``mark``; False where it cannot be read."""
+    try:
+        return mark in path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
 def check_folder(path: Path) -> None:
     """Check that the folder ``path``, which need not exist, can be written to, and leave nothing behind.
 
@@ -417,20 +425,25 @@ def is_run_own(path: Path) -> bool:
     return any(name in OWN_NAMES or name.startswith(_FINETUNED_AGAIN) for name in first)
 
 
-def check_writable(path: Path, kind: str, is_kind: Callable[[Path], bool]) -> None:
+def check_writable(path: Path, kind: str, is_kind: Callable[[Path], bool], *, suffixes: tuple[str, ...] = ()) -> None:
     """Check that a file can be written at ``path``, and leave nothing behind; for use before long work.
 
     Args:
         path: The file; one that exists is replaced if it is of the kind that is written, or empty.
         kind: What is written, for people.
         is_kind: Whether an existing file is such a one.
+        suffixes: Endings of such files, in lower case; any where there are none.
 
     Raises:
-        RunDirectoryError: ``path`` is a folder, lies in one that is missing or cannot be written, or is a file of
-            another kind or of a run's own.
+        RunDirectoryError: ``path`` is a folder, lies in one that is missing or cannot be written, has another ending,
+            or is a file of another kind or of a run's own.
     """
     if path.is_dir():
         raise RunDirectoryError(f"{str(path)!r} must be a file, but is a folder; name a file in it")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise RunDirectoryError(
+            f"the name of {kind} ends in {' or '.join(suffixes)}, but got {str(path)!r}; name another file"
+        )
     if is_run_own(path):
         raise RunDirectoryError(
             f"{kind} must not take the place of what a run holds of its own, but {str(path)!r} is such a place; name "

@@ -32,6 +32,16 @@ def fitted(seed: int = 0, recipe: GradientRecipe = RECIPE, **keywords: Any) -> t
     return model, fit(model, bars(), recipe, batch_loss, rng=rng, device=CPU, **keywords)
 
 
+def test_accuracy_of_a_network_with_several_outputs_is_that_of_the_first() -> None:
+    class TwoOutputs(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            logits = torch.tensor([1.0, 0.0]).expand(len(images), 2)
+            return logits, -logits
+
+    expected = (bars().test.labels == 0).float().mean().item()
+    assert accuracy(TwoOutputs(), bars().test, bars(), device=CPU) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("progress", "warm_up", "expected"),
     [

@@ -81,10 +81,7 @@ def search(
     observer = observer or SilentObserver()
     named = {"model": _name_of(model), "data": _name_of(data)}
     resolved = with_absolute_paths(resolve_options(SearchOptions, {**options, **named, "budget": budget}))
-    if not isinstance(model, str) and resolved.weights is not None:
-        raise OptionError(
-            "a network that is given as an object brings its weights, but got `weights` too; leave them out"
-        )
+    _check_object(model, {**options, "weights": resolved.weights})
     given = [name for name in ("mean", "std") if getattr(resolved, name) is not None]
     if not isinstance(data, str) and given:
         raise OptionError(
@@ -320,7 +317,9 @@ def inspect(
     """
     _check_arguments(model=model)
     name = _name_of(model)
+    _check_unread(options, "inspecting a network")
     resolved = resolve_options(NetworkOptions, {**options, "model": name})
+    _check_object(model, options)
     if drawing is not None:
         check_writable(Path(drawing), "a drawing", lambda file: bears_mark(file, _DRAWING_MARK), suffixes=(".svg",))
     space, shape = trace_network(resolved, None if isinstance(model, str) else model, n_classes)
@@ -356,7 +355,9 @@ def latency(
     _check_arguments(model=model, observer=observer)
     observer = observer or SilentObserver()
     name = _name_of(model)
+    _check_unread(options, "measuring a network")
     resolved = resolve_options(LatencyOptions, {**options, "model": name})
+    _check_object(model, options)
     device = resolve_device(resolved.device)
     check_writable(Path(out), "a latency table", _is_latency_table)
     observer.on_stage("tracing the network", None)
@@ -438,6 +439,35 @@ def _check_arguments(
             text = repr(given)
             shown = text if len(text) <= _LONGEST_SHOWN else f"an object of type {type(given).__name__}"
             raise OptionError(f"`{name}` must be {expected}, but got {shown}; pass such a one")
+
+
+def _check_object(model: str | nn.Module, options: Mapping[str, Any]) -> None:
+    """Check that nothing is given which would build or train the network, where ``model`` is one.
+
+    Raises:
+        OptionError: There is such an option.
+    """
+    if isinstance(model, str):
+        return
+    for name, what in (("weights", "weights"), ("model_args", "arguments"), ("train_epochs", "training")):
+        if options.get(name):
+            raise OptionError(
+                f"a network that is given as an object brings its {what}, but got `{name}` too; leave it out"
+            )
+
+
+def _check_unread(options: Mapping[str, Any], what: str) -> None:
+    """Check that no option is given that speaks of images or of training, where ``what`` needs neither.
+
+    Raises:
+        OptionError: There is one.
+    """
+    given = [name for name in ("data", "data_root", "mean", "std", "train_epochs") if options.get(name) is not None]
+    if given:
+        raise OptionError(
+            f"{what} reads no images and trains nothing, but got {given[0]}={options[given[0]]!r}; leave it out, and "
+            "give `n_classes` and `input_shape` instead"
+        )
 
 
 def _remove(folder: Path, *, keep_folder: bool) -> None:

@@ -125,12 +125,32 @@ def check_fitness(options: SearchOptions, *, is_object: bool) -> None:
             f"the mode {options.mode!r} asks no criteria, but got {asked[0]}={getattr(options, asked[0])!r}; leave it "
             "out"
         )
+    _check_criteria(options)
     if is_object and options.workers and needs_modules(plan.rungs):
         raise OptionError(
             "distillation finetunes the network's own modules, which workers must be able to build from a name, but "
             f"the network was given as a Python object and workers={options.workers}; leave the workers out, or name "
             "its factory as package.module:factory"
         )
+
+
+def _check_criteria(options: SearchOptions) -> None:
+    """Check that shares and temperature of criteria are given only where some criterion is asked.
+
+    Raises:
+        OptionError: One is given that nothing reads.
+    """
+    for option, criteria in (
+        ("seed_share", ("seed_with",)),
+        ("prior_temperature", ("prior",)),
+        ("random_share", ("seed_with", "prior")),
+    ):
+        value, usual = getattr(options, option), SearchOptions.model_fields[option].default
+        if value != usual and all(getattr(options, name).strip() == NONE for name in criteria):
+            raise OptionError(
+                f"`{option}` is read where criteria are asked, but got {option}={value} with "
+                f"{' and '.join(f'{name}={NONE}' for name in criteria)}; leave it out, or name criteria"
+            )
 
 
 def objective_name(rung: str, objective: str) -> str:

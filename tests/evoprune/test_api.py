@@ -128,6 +128,8 @@ def test_other_images_than_the_network_was_made_for(network: nn.Module, finished
     ("options", "error", "message"),
     [
         ({"weights": "w.safetensors"}, OptionError, "brings its weights"),
+        ({"model_args": {"width": 0.5}}, OptionError, "brings its arguments, but got `model_args` too; leave it out"),
+        ({"train_epochs": 8}, OptionError, "brings its training, but got `train_epochs` too"),
         ({"mean": (0.5, 0.5, 0.5)}, OptionError, r"bring their mean and std, .* but got `mean` too; leave it out"),
         ({"budget": 0.0}, BudgetError, "a share in"),
         ({"budget": 1e-6}, BudgetError, "reachable range"),
@@ -250,3 +252,22 @@ def test_the_observer_hears_of_every_stage(network: nn.Module, tmp_path: Path) -
         "generations",
         "adapting and testing the networks",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "w.safetensors"}, "brings its weights, but got `weights` too"),
+        ({"model_args": {"width": 0.5}}, "brings its arguments, but got `model_args` too"),
+        ({"train_epochs": 3}, "trains nothing, but got train_epochs=3; leave it out"),
+        ({"data": "digits"}, "reads no images and trains nothing, but got data='digits'"),
+        ({"std": (0.5, 0.5, 0.5)}, "reads no images"),
+    ],
+)
+def test_a_network_that_is_looked_at_alone_takes_no_options_of_others(
+    network: nn.Module, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        evoprune.inspect(network, input_shape=(3, 8, 8), **options)
+    with pytest.raises(OptionError, match=message):
+        evoprune.latency(network, input_shape=(3, 8, 8), out=tmp_path / "latency.json", **options)

@@ -75,6 +75,28 @@ def test_options_that_a_mode_has_no_use_for_are_refused(values: dict[str, Any], 
     check_fitness(_options(mode=values["mode"]), is_object=False)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"seed_with": "none", "seed_share": 0.1},
+            "`seed_share` is read .*, but got seed_share=0.1 with seed_with=none",
+        ),
+        ({"prior": "none", "prior_temperature": 3.0}, "got prior_temperature=3.0 with prior=none; leave it out"),
+        (
+            {"seed_with": "none", "prior": "none", "random_share": 0.4},
+            "got random_share=0.4 with seed_with=none and prior=none",
+        ),
+    ],
+)
+def test_shares_of_criteria_that_are_not_asked_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        check_fitness(_options(**values), is_object=False)
+    for name, value in values.items():
+        if value == "none":
+            check_fitness(_options(**{**values, name: "l1"}), is_object=False)
+
+
 def test_an_unknown_fitness_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="ladder"):
         _options(fitness="lader")

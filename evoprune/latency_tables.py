@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from evoprune.budget import LATENCY, parse_budgets
 from evoprune.interruption import stop_if_asked
 from evoprune.observer import Observer
+from evoprune.options import NetworkOptions, SearchOptions
 from evoprune.run_directory import write_json
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError
@@ -134,6 +136,43 @@ def measure_and_check(
         check=LatencyCheck(
             tuple(predicted.tolist()), tuple(measured.tolist()), float(np.median(errors)), float(errors.max())
         ),
+    )
+
+
+def check_table_is_given(
+    options: SearchOptions, n_classes: int, input_shape: tuple[int, int, int], *, is_object: bool
+) -> None:
+    """Check that a search with a budget of latency has a table.
+
+    Raises:
+        OptionError: It has none; the message names the command that measures one of the network that is searched.
+    """
+    is_budgeted = LATENCY in [budget.metric for budget in parse_budgets(options.budget, options.metric)]
+    if is_budgeted and options.latency_table is None:
+        command = measuring_command(options, n_classes, input_shape, is_object=is_object)
+        raise OptionError(
+            "a budget of latency needs a table of the device that the network is to run on, but got none; measure "
+            f"it there with `{command}`, then search with `--latency-table latency.json`"
+        )
+
+
+def measuring_command(
+    options: NetworkOptions, n_classes: int, input_shape: tuple[int, int, int], *, is_object: bool
+) -> str:
+    """Return what measures a table of the network that is searched, whose classes and shape its images decide.
+
+    Args:
+        options: Name the network.
+        n_classes: Of the images.
+        input_shape: ``(C, H, W)`` of the images.
+        is_object: Whether the network was given as a Python object, which no command can name.
+    """
+    if is_object:
+        return f"evoprune.latency(model, input_shape={tuple(input_shape)}, out='latency.json')"
+    args = f" --model-args '{json.dumps(options.model_args)}'" if options.model_args else ""
+    sides = "x".join(map(str, input_shape))
+    return (
+        f"evoprune latency --model {options.model}{args} --classes {n_classes} --input-shape {sides} --out latency.json"
     )
 
 

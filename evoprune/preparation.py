@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from evoprune.artefact import ModelRecord, SpaceRecord
 from evoprune.budget import LATENCY, Budgets, check_reachable, parse_budgets
 from evoprune.interruption import stop_if_asked
-from evoprune.latency_tables import read_table
+from evoprune.latency_tables import check_table_is_given, measuring_command, read_table
 from evoprune.modes import MODES
 from evoprune.observer import Observer
 from evoprune.options import NetworkOptions, SearchOptions
@@ -127,6 +128,8 @@ def prepare(
             std=channel_figures(options.std or STD),
         )
     stop_if_asked(observer, None, "reading the images")
+    if isinstance(options, SearchOptions) and latency_table is None:
+        check_table_is_given(options, data.n_classes, data.input_shape, is_object=model is not None)
     network = _build(options, model, data.n_classes, data.input_shape, dense_weights)
     observer.on_stage("tracing the network", None)
     space_record = _space_record(options)
@@ -143,7 +146,8 @@ def prepare(
         file = latency_table or options.latency_table
         if file is not None:
             table = read_table(file)
-            space = space.with_cost(LATENCY, table.cost(space))
+            with _measuring(options, data, is_object=model is not None):
+                space = space.with_cost(LATENCY, table.cost(space))
         budgets = check_budgets(options, space)
         if (check := MODES[options.mode].check) is not None:
             check(space, options)
@@ -155,6 +159,16 @@ def prepare(
     if table is not None:
         hashes["latency_table"] = table.digest
     return Preparation(dense, data, space, space_record, device, budgets, table, hashes)
+
+
+@contextmanager
+def _measuring(options: NetworkOptions, data: ImageData, *, is_object: bool) -> Iterator[None]:
+    """Complete an error about a table of another network by the command that measures one of this network."""
+    try:
+        yield
+    except OptionError as error:
+        command = measuring_command(options, data.n_classes, data.input_shape, is_object=is_object)
+        raise OptionError(f"{error}: `{command}`") from error
 
 
 def channel_figures(values: Sequence[float]) -> ChannelFigures:

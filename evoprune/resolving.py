@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,20 +126,12 @@ def _check_mode(options: SearchOptions) -> None:
 
 
 def _check_latency_table(options: SearchOptions) -> None:
-    """Check that there is a latency table where latency is budgeted, and nowhere else.
+    """Check that there is no latency table where latency is not budgeted.
 
     Raises:
-        OptionError: There is none, or there is one that nothing asks for.
+        OptionError: There is one that nothing asks for.
     """
     is_budgeted = LATENCY in [budget.metric for budget in parse_budgets(options.budget, options.metric)]
-    if is_budgeted and options.latency_table is None:
-        same = f" --model-args '{json.dumps(options.model_args)}'" if options.model_args else ""
-        same += f" --input-shape {'x'.join(map(str, options.input_shape))}" if options.input_shape else ""
-        raise OptionError(
-            "a budget of latency needs a table of the device that the network is to run on, but got none; measure "
-            f"it there with `evoprune latency --model {options.model}{same} --out latency.json`, then search with "
-            "`--latency-table latency.json`"
-        )
     if options.latency_table is not None and not is_budgeted:
         raise OptionError(
             f"a latency table serves a budget of latency, but got {str(options.latency_table)!r} and budgets "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -83,7 +84,9 @@ def latency(
         f"predictions for {len(check.predicted_ns)} sliced networks are off by {check.median_error:.1%} at the median, "
         f"{check.worst_error:.1%} at most"
     )
+    same = f" --model-args {shlex.quote(model_args)}" if model_args else ""
+    same += f" --input-shape {input_shape}" if input_shape else ""
     print_line(
-        f"table: {report.table}, for `evoprune search --model {under.model} --metric latency --latency-table "
-        f"{report.table}`"
+        f"table: {report.table}, for images of {n_classes} classes: `evoprune search --model {under.model}{same} "
+        f"--metric latency --latency-table {report.table}`"
     )

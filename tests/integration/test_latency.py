@@ -90,6 +90,14 @@ def test_a_search_holds_a_latency_and_resumes_with_its_own_table(
     assert "these differ: latency_table" in refused.message
 
 
+def test_the_command_that_searches_is_of_the_network_that_was_measured(tmp_path: Path) -> None:
+    options = ("--out", tmp_path / "latency.json", "--checks", "1", "--threads", "1", "--classes", "4")
+    outcome = run("latency", *MODEL, *SHAPE, *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    same = "--model vgg16 --model-args '{\"width\": 0.0625}' --input-shape 3x16x16 --metric latency"
+    assert f"for images of 4 classes: `evoprune search {same}" in outcome.stdout
+
+
 def test_an_absolute_latency(inputs: Path, measured: dict[str, Any], tmp_path: Path) -> None:
     options = ("--metric", "latency", "--latency-table", inputs / "latency.json")
     refused = _search(inputs, tmp_path / "RUN", *options, "--budget", "1us")
@@ -102,7 +110,10 @@ def test_an_absolute_latency(inputs: Path, measured: dict[str, Any], tmp_path: P
 def test_a_latency_needs_a_table_and_a_table_a_latency(inputs: Path, measured: dict[str, Any], tmp_path: Path) -> None:
     refused = _search(inputs, tmp_path / "RUN", "--metric", "latency")
     assert refused.exit_code == 2
-    command = "`evoprune latency --model vgg16 --model-args '{\"width\": 0.0625}' --out latency.json`"
+    command = (
+        "`evoprune latency --model vgg16 --model-args '{\"width\": 0.0625}' --classes 10 --input-shape 3x16x16 --out "
+        "latency.json`"
+    )
     assert command in refused.message
     refused = _search(inputs, tmp_path / "RUN", "--latency-table", inputs / "latency.json")
     assert refused.exit_code == 2
@@ -127,6 +138,7 @@ def test_the_table_of_another_network(inputs: Path, measured: dict[str, Any], tm
     refused = _search(inputs, tmp_path / "RUN", "--metric", "latency", "--latency-table", tmp_path / "table.json")
     assert refused.exit_code == 2
     assert "must be measured for the network that is searched" in refused.message
+    assert "--classes 10 --input-shape 3x16x16 --out latency.json`" in refused.message
 
 
 @pytest.mark.parametrize(

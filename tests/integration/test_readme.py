@@ -57,3 +57,8 @@ def test_the_two_commands_do_all_the_set_up() -> None:
         assert block.startswith("python3 -m venv .venv && .venv/bin/pip install ")
         assert block.strip().endswith(f".venv/bin/{last}")
         assert len(block.splitlines()) == 1
+
+
+def test_the_environment_is_activated_before_it_is_used() -> None:
+    before, _, _ = README.partition("<!-- test: shell -->")
+    assert "source .venv/bin/activate" in before

@@ -111,7 +111,8 @@ def test_rates_are_those_of_the_last_half_minute() -> None:
     assert meter.rates(_snapshot(elapsed_s=50.0, rungs=again)) == {"network": 0.68, "cheap": 0.1}
 
 
-def test_once(finished: RunDirectory) -> None:
+def test_once(finished: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # the folder's name may be long, and a table breaks its lines
     outcome = run("watch", finished.path, "--once")
     assert outcome.exit_code == 0
     assert "finished: 4 generations" in outcome.stdout

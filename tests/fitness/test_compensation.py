@@ -131,7 +131,7 @@ def test_ill_conditioned_layer_stays_as_it_is(scale: float) -> None:
 def test_constant_zero_activations_are_no_obstacle() -> None:
     torch.manual_seed(0)
     model = Chain(conv_bn(3, 6), conv(6, 5), conv(5, 4), width=4)
-    norm: Any = model.layers[0][1]  # type: ignore[index]
+    norm: Any = model.get_submodule("layers.0.1")
     with torch.no_grad():
         norm.weight.zero_()
         norm.bias.fill_(-1.0)

@@ -25,7 +25,7 @@ def network() -> nn.Module:
 @pytest.mark.parametrize("training", [False, True])
 def test_statistics_are_the_mean_over_batches(training: bool) -> None:
     model = network().train(training)
-    norm: Any = model.layers[0][1]  # type: ignore[index]
+    norm: Any = model.get_submodule("layers.0.1")
     norm.momentum = 0.3
     batches = [images(8, seed=1), images(4, seed=2)]
     assert recalibrate(model, batches) == 1
@@ -90,7 +90,7 @@ def test_a_small_gamma_beside_a_large_beta_is_not_taken_for_a_silent_channel(dty
     model = Chain(conv_bn(3, 8), conv_bn(8, 8), width=8).eval().requires_grad_(False)
     inputs = images(64)
     recalibrate(model, [inputs])
-    norm: Any = model.layers[0][1]  # type: ignore[index]
+    norm: Any = model.get_submodule("layers.0.1")
     norm.weight.copy_(torch.tensor([1, 1, 1, 3e-4, 2e-4, 3e-4, 1e-4, 1]))
     norm.bias.copy_(torch.tensor([0, 0, 0, 0.9, 0.5, 0.3, 0.25, 0]))
     recalibrate(model, [inputs])

@@ -63,7 +63,6 @@ class CriterionInput:
         model: The dense network in evaluation mode, never changed; ``None`` where its code is not at hand.
         seed: Of everything random; equal seeds, equal results.
         batch_size: Images per forward pass.
-        max_bytes: Memory of the feature maps that :meth:`maps` holds; fewer images where it does not suffice.
     """
 
     program: Program
@@ -72,7 +71,6 @@ class CriterionInput:
     model: nn.Module | None = None
     seed: int = 0
     batch_size: int = 32
-    max_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         """Check images, labels and counts.
@@ -93,7 +91,7 @@ class CriterionInput:
                 f"labels must be {len(self.inputs)} classes counted from 0, one per image, but got shape "
                 f"{tuple(self.labels.shape)} of {self.labels.dtype}; leave them out to use the network's predictions"
             )
-        check_rules((f"{n} >= 1", getattr(self, n) >= 1, getattr(self, n)) for n in ("batch_size", "max_bytes"))
+        check_rules([("batch_size >= 1", self.batch_size >= 1, self.batch_size)])
 
     # ------------------------------------------------------------------ the space
 
@@ -287,25 +285,6 @@ class CriterionInput:
             with torch.no_grad():
                 self.program.run(dense, [part], on_value=record)
             yield maps
-
-    def maps(self, index: int, kind: MapKind = "read") -> list[Tensor]:
-        """Return the feature maps of group ``index`` as :meth:`batches` gives them, all images together; kept.
-
-        Fewer images, at least one, where those of all groups do not fit into :attr:`max_bytes`.
-        """
-        cached: dict[MapKind, dict[int, list[Tensor]]] = self.__dict__.setdefault("_all_maps", {})
-        if kind not in cached:
-            first = next(self.batches(kind, 1), {})
-            n_bytes = sum(view.numel() * view.element_size() for views in first.values() for view in views)
-            n_images = max(1, min(len(self.inputs), self.max_bytes // max(n_bytes, 1)))
-            parts: dict[int, list[list[Tensor]]] = {}
-            for batch in self.batches(kind, n_images):
-                for group, views in batch.items():
-                    parts.setdefault(group, []).append(views)
-            cached[kind] = {
-                group: [torch.cat(view) for view in zip(*views, strict=True)] for group, views in parts.items()
-            }
-        return cached[kind].get(index, [])
 
     # ------------------------------------------------------------------ logits and gradients
 

@@ -28,7 +28,7 @@ def knowledge_key(criterion: Criterion, data: CriterionInput) -> str:
     """Return the identity of the knowledge: BLAKE2b-128 over the criterion, its options and all it looks at."""
     digest = hashlib.blake2b(digest_size=16)
     facts = [_FORMAT, STATISTICS_FORMAT, criterion.name, repr(criterion), data.space.fingerprint]
-    facts += [data.seed, data.batch_size, data.max_bytes, data.device.type]
+    facts += [data.seed, data.batch_size, data.device.type]
     digest.update(json.dumps(facts).encode())
     feed_program(digest, data.program)
     for name, tensor in sorted(data.program.raw_tensors.items()):

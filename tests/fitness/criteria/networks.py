@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fitness.criteria import CriterionInput
+from fitness.criteria.inputs import MapKind
 from fitness.program import Program
 from search_spaces import SearchSpace
 from search_spaces.genome import IntArray
@@ -21,6 +22,12 @@ from tests.fitness.networks import program_of
 def data_of(name: str, n_images: int = 24) -> CriterionInput:
     model, program, inputs = program_of(name)
     return CriterionInput(program, inputs[:n_images], torch.arange(n_images) % 3, model)
+
+
+def maps_of(data: CriterionInput, index: int, kind: MapKind = "read") -> list[Tensor]:
+    """Return the feature maps of group ``index`` of all images, ``(n, g, m, height, width)`` per view."""
+    batches = [batch[index] for batch in data.batches(kind)]
+    return [torch.cat(views) for views in zip(*batches, strict=True)]
 
 
 def with_model(data: CriterionInput, model: nn.Module) -> CriterionInput:

@@ -13,6 +13,7 @@ from fitness.criteria import CriterionInput
 from fitness.criteria.correlation import MapCorrelation, correlation, independence, retained_count, view_moments
 from search_spaces.errors import OptionError
 from search_spaces.genome import FloatArray
+from tests.fitness.criteria.networks import maps_of
 from tests.fitness.networks import program_of
 
 
@@ -43,16 +44,16 @@ def test_similarity_scores_and_widths_equal_the_definition(name: str) -> None:
     assert knowledge.scores is not None
     assert knowledge.widths is not None
     for index, group in data.groups:
-        matrices = [brute_force(view) for view in data.maps(index)]
+        matrices = [brute_force(view) for view in maps_of(data, index)]
         expected = sum(np.abs(matrix) for matrix in matrices) / len(matrices)
         assert np.allclose(knowledge.similarity[index], expected, atol=1e-6)
-        varying = [g for g in range(group.size) if any(float(view[:, g].std()) > 0 for view in data.maps(index))]
+        varying = [g for g in range(group.size) if any(float(view[:, g].std()) > 0 for view in maps_of(data, index))]
         for gene in range(group.size):
             others = [expected[gene, other] for other in varying if other != gene]
             score = 1 - sum(others) / len(others) if gene in varying else 0.0
             assert knowledge.scores[group.start + gene] == pytest.approx(score, abs=1e-6)
         counts = []
-        for matrix, view in zip(matrices, data.maps(index), strict=True):
+        for matrix, view in zip(matrices, maps_of(data, index), strict=True):
             alive = [g for g in range(group.size) if float(view[:, g].std()) > 0]
             values = sorted(np.linalg.eigvalsh(matrix[np.ix_(alive, alive)]), reverse=True)
             counts.append(next(k for k in range(1, len(values) + 1) if sum(values[:k]) >= 0.9 * sum(values) - 1e-9))

@@ -12,6 +12,7 @@ import torch
 from fitness.criteria import CriterionInput, shapley_values
 from fitness.criteria.information import Information, harmonic_mean, histogram, map_ranks, normalised_entropy
 from search_spaces.errors import GenomeShapeError, OptionError
+from tests.fitness.criteria.networks import maps_of
 from tests.fitness.networks import program_of
 
 
@@ -35,7 +36,7 @@ def test_scores_and_widths_equal_the_definition(name: str) -> None:
     layers: dict[int, float] = {}
     for index, group in data.groups:
         entropies, ranks = np.zeros(group.size), np.zeros(group.size)
-        views = data.maps(index)
+        views = maps_of(data, index)
         for maps in views:
             n_members, height, width = maps.shape[2:]
             for gene, member in itertools.product(range(group.size), range(n_members)):

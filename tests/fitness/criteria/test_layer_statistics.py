@@ -16,6 +16,7 @@ from fitness.program import Program
 from fitness.statistics import StatisticsOptions, collect_statistics
 from fitness.two_step import TwoStep
 from search_spaces.genome import FloatArray
+from tests.fitness.criteria.networks import maps_of
 from tests.fitness.networks import program_of
 
 
@@ -49,7 +50,7 @@ def test_wavelet_score_is_detail_share_times_fisher_ratio(name: str, n_classes: 
     checked = [(index, group) for index, group in data.groups if group.start in read_by_convolutions]
     assert checked
     for index, group in checked:  # what a linear layer reads behind a global average has one pixel, and no details
-        maps = data.maps(index)[0][:, :, 0].double().numpy()
+        maps = maps_of(data, index)[0][:, :, 0].double().numpy()
         for gene in range(group.size):
             energies = np.array([haar_energies(image) for image in maps[:, gene]])
             share = np.mean([e[1:].sum() / e.sum() if e.sum() > 0 else 0.0 for e in energies])

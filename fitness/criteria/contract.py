@@ -42,7 +42,8 @@ class ChannelKnowledge:
         sizes: ``(n_groups,)`` genes per group of the search space, blocks included.
         scores: ``(n_genes,)`` float64, larger = more wanted; comparable within a group.
         is_global: ``scores`` are comparable over the whole network too.
-        similarity: Group index to ``(g, g)`` float64, symmetric, in [0, 1], larger = more alike; a diagonal of ones.
+        similarity: Group index, ascending, to ``(g, g)`` float64, symmetric, in [0, 1], larger = more alike; a diagonal
+            of ones. What is given in another order is sorted: random draws go by it.
         strength: ``(n_genes,)`` which of two equally redundant members of a pair goes: the one of smaller strength.
         classes: ``(n_genes,)`` int64 class within the group, counted from 0; members may stand in for each other.
         family: Masks over a dial.
@@ -62,7 +63,7 @@ class ChannelKnowledge:
     merge: IntArray | None = None
 
     def __post_init__(self) -> None:
-        """Check shapes and ranges.
+        """Sort the similarities by group, and check shapes and ranges.
 
         Raises:
             GenomeShapeError: An array does not fit ``sizes``, or nothing is offered.
@@ -70,6 +71,7 @@ class ChannelKnowledge:
         """
         if not self.roles:
             raise GenomeShapeError(f"a criterion must offer one of {', '.join(ROLES)}, but this one offers nothing")
+        object.__setattr__(self, "similarity", dict(sorted(self.similarity.items())))
         n_genes, n_groups = sum(self.sizes), len(self.sizes)
         for name, n in (("scores", n_genes), ("strength", n_genes), ("classes", n_genes), ("merge", n_genes)):
             _check_vector(name, getattr(self, name), n)

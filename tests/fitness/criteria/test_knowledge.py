@@ -4,12 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from fitness.criteria import CRITERIA, ChannelKnowledge, Criterion, CriterionInput, MaskFamily, cached_knowledge
+from fitness.criteria.drawing import draw_seeds
 from fitness.criteria.exp import ExpectationClasses
 from fitness.criteria.knowledge_cache import knowledge_key
 from fitness.criteria.weights import FilterNorm, RandomScores
+from fitness.program import Program
+from search_spaces import SearchSpace
 from search_spaces.errors import GenomeShapeError, ObjectiveValueError
+from search_spaces.surgery import named_tensors
 from tests.fitness.criteria.networks import data_of, killed
 from tests.fitness.criteria.test_contract import assert_equal
 
@@ -39,6 +45,27 @@ def test_second_call_reads_what_the_first_computed(name: str, tmp_path: Path) ->
     assert criterion.n_calls == 1
     assert_equal(first, second)
     assert_equal(first, CRITERIA[name].compute(data))
+
+
+def test_draws_are_the_same_from_the_cache_however_many_groups_there_are(tmp_path: Path) -> None:
+    """A file lists group 10 before group 2."""
+    model = nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1), nn.ReLU()) for i in range(12)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    ).eval()
+    inputs = torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    space = SearchSpace.trace(model, inputs)
+    assert len(space.groups) > 10
+    data = CriterionInput(Program(space, named_tensors(model)), inputs)
+    computed, read = (cached_knowledge(CRITERIA["qsfm-ssim"], data, folder=tmp_path) for _ in range(2))
+    seeds = [
+        draw_seeds(knowledge, space, rng=np.random.default_rng(0), n=8, budgets={"macs": 0.5})
+        for knowledge in (computed, read)
+    ]
+    assert len(np.unique(seeds[0], axis=0)) > 4
+    assert np.array_equal(*seeds)
 
 
 def test_damaged_entry_is_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -37,9 +37,10 @@ from benchmarks.subjects import BUDGETS, SMOKE, WEIGHTS, Subject, load_images, l
 from evoprune.knowledge import TWO_STEP, KnowledgeSource
 from fitness.criteria import CRITERIA, ChannelKnowledge, draw_seeds
 from fitness.data import normalise
+from fitness.final_network import final_network
 from fitness.options import FitnessOptions
 from fitness.precision import gains_by_bfloat16
-from fitness.recipe import final_network, make_recipe
+from fitness.recipe import make_recipe
 from search_spaces.errors import EvoPruneError
 from search_spaces.genome import BoolArray, FloatArray
 

@@ -37,11 +37,12 @@ from fitness.data import ImageBatch, ImageData, load_data, normalise
 from fitness.data.images import MEAN, STD, InMemorySplit, in_memory_data
 from fitness.distillation import DISTILLATION_RUNG
 from fitness.evaluation import Evaluation
+from fitness.final_network import final_network
 from fitness.gradients import autocast, first_logits
 from fitness.ladder import SHIPPED_RUNG, build_ladder, fewer_images_rung
 from fitness.network import NETWORK_RUNG
 from fitness.options import OBJECTIVES, FitnessOptions
-from fitness.recipe import EvaluatorRecipe, final_network, make_recipe
+from fitness.recipe import EvaluatorRecipe, make_recipe
 from fitness.seeding import two_step_scores, width_seeds
 from fitness.two_step import E1_RUNG, E2_RUNG
 from fitness.wavelet import WAVELET_RUNG

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
 
 import numpy as np
-import torch
 from torch import nn
 
 from evoprune.artefact import Description, added_biases, record_cost, record_genome, save_artefact
@@ -15,22 +17,22 @@ from evoprune.baseline import uniform_l1_genome
 from evoprune.budget import DEFAULT_METRIC, Budgets
 from evoprune.callbacks import Callback, GenerationFinished, SearchOutcome
 from evoprune.evaluation_store import EvaluationStore, StoredEvaluation
+from evoprune.final_tests import StopSignal, adapt_and_test
 from evoprune.interruption import stop_if_asked
 from evoprune.modes import MeasuresSensitivity, SensitivityCurve
 from evoprune.observer import Observer
-from evoprune.optimisation import accuracy
 from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation
 from evoprune.run_directory import RunDirectory, library_versions, write_atomically
 from evoprune.search import Strategy
+from fitness.final_network import FinalNetwork, FinalNetworks
 from fitness.options import FitnessOptions
-from fitness.recipe import final_network
 from search_spaces.errors import ExecutionError
 from search_spaces.genome import BoolArray
 
 SENSITIVITY_FILE = "sensitivity.csv"
 #: What the uniform-L1 baseline always gets, whatever adapts the evolved network.
-BASELINE_ADAPTATION = "recalibrate"
+BASELINE_ADAPTATION: Final = "recalibrate"
 #: Name of the test accuracy of a rival of the evolved network.
 RIVAL_ACCURACY = "random_search_test_accuracy"
 
@@ -67,36 +69,46 @@ def finish(
     """
     if outcome.best is None:
         raise ExecutionError("a finished search must have judged at least one genome, but has not; start it again")
-    dense, data, space = preparation.dense.model, preparation.data, preparation.space
-    cut_from = dense if cut_from is None else cut_from
+    dense, winner = preparation.dense.model, outcome.best.genome
     fitness = fitness_options(options, preparation)
-    baseline = baseline_genome(options, preparation, outcome.best.genome)
-    networks: dict[str, tuple[nn.Module, BoolArray, str] | None] = {
-        "test_accuracy_dense": None,
-        "test_accuracy": (cut_from, outcome.best.genome, fitness.final_compensation),
-        "baseline_uniform_l1_test_accuracy": (dense, baseline, BASELINE_ADAPTATION),
-        "baseline_uniform_l1_adapted_test_accuracy": (dense, baseline, fitness.final_compensation),
+    baseline = baseline_genome(options, preparation, winner)
+    signal = StopSignal()
+
+    def networks_of(whole: nn.Module, adaptation: FitnessOptions) -> FinalNetworks:
+        return FinalNetworks(
+            whole,
+            preparation.space,
+            preparation.data,
+            adaptation,
+            seed=options.seed,
+            raise_if_stopped=signal.raise_if_stopped,
+        )
+
+    final = networks_of(dense, fitness)
+    winning = final if cut_from is None else networks_of(cut_from, fitness)
+    recalibrated = networks_of(dense, replace(fitness, compensation=BASELINE_ADAPTATION))
+    makers = {
+        "test_accuracy": partial(winning, winner),
+        "test_accuracy_dense": partial(FinalNetwork, dense),
+        "baseline_uniform_l1_adapted_test_accuracy": partial(final, baseline),
+        **({} if rival is None else {RIVAL_ACCURACY: partial(final, rival)}),
+        "baseline_uniform_l1_test_accuracy": partial(recalibrated, baseline),
     }
-    if rival is not None:
-        networks[RIVAL_ACCURACY] = (dense, rival, fitness.final_compensation)
     accuracies: dict[str, float] = {}
     uncompensated: tuple[str, ...] = ()
-    observer.on_stage("adapting and testing the networks", len(networks))
-    for n_done, (name, recipe) in enumerate(networks.items()):
-        stop_if_asked(observer, run.path, "the search")
-        network = dense
-        if recipe is not None:
-            whole, genome, adaptation = recipe
-            adapted = FitnessOptions(**{**vars(fitness), "compensation": adaptation})
-            alone: list[str] = []
-            network = final_network(
-                whole, space, genome, data, adapted, seed=options.seed, on_uncompensated=alone.extend
-            )
-        if name == "test_accuracy":
-            uncompensated = tuple(alone)
-            save_artefact(run.best_path, network, describe(options, preparation, outcome.best.genome, network))
-        accuracies[name] = test_accuracy(network, preparation)
-        observer.on_step(n_done + 1, {})
+    observer.on_stage("adapting and testing the networks", len(makers))
+    for tested in adapt_and_test(
+        makers,
+        preparation.data,
+        preparation.device,
+        raise_if_stopped=lambda: stop_if_asked(observer, run.path, "the search"),
+        signal=signal,
+    ):
+        accuracies[tested.name] = tested.accuracy
+        if tested.name == "test_accuracy":
+            network, uncompensated = tested.made
+            save_artefact(run.best_path, network, describe(options, preparation, winner, network))
+        observer.on_step(len(accuracies), {})
     if uncompensated:
         observer.on_note(
             f"{len(uncompensated)} layers keep their weights, since their regression is ill-conditioned: "
@@ -144,18 +156,6 @@ def budgets_to_compare_at(preparation: Preparation, winner: BoolArray) -> Budget
     metric = next(iter(budgets), DEFAULT_METRIC)
     cost, cost_dense = int(space.cost(metric, winner[None])[0]), space.cost_range(metric)[1]
     return {metric: min((cost + 0.5) / cost_dense, 1.0)}
-
-
-def test_accuracy(network: nn.Module, preparation: Preparation) -> float:
-    """Return the share of test images that ``network``, which stays on the CPU, gets right."""
-    device = preparation.device
-    try:
-        return accuracy(network.to(device), preparation.data.test, preparation.data, device=device)
-    finally:
-        network.to(torch.device("cpu"))
-
-
-test_accuracy.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest takes from its name
 
 
 def write_front(

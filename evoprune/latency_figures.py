@@ -10,7 +10,6 @@ from torch import nn
 from evoprune.artefact import load
 from evoprune.budget import LATENCY
 from evoprune.callbacks import SearchOutcome
-from evoprune.execution.in_process import n_usable_cores
 from evoprune.finishing import baseline_genome
 from evoprune.interruption import stop_if_asked
 from evoprune.observer import Observer
@@ -18,6 +17,7 @@ from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation
 from evoprune.result import LatencyFigures, NetworkLatency
 from evoprune.run_directory import RunDirectory
+from evoprune.threads import n_usable_cores
 from search_spaces import SearchSpace, prune_model
 from search_spaces.genome import BoolArray
 from search_spaces.latency import Conditions, LatencyTable

@@ -164,12 +164,24 @@ def fit(
     return History(tuple(train_loss), tuple(val_accuracy), step, time.perf_counter() - started, timed_out)
 
 
-def accuracy(model: nn.Module, split: ImageSplit, data: ImageData, *, device: torch.device) -> float:
-    """Return the share of images of ``split`` that ``model``, put in eval mode, gets right."""
+def accuracy(
+    model: nn.Module,
+    split: ImageSplit,
+    data: ImageData,
+    *,
+    device: torch.device,
+    raise_if_stopped: Callable[[], None] | None = None,
+) -> float:
+    """Return the share of images of ``split`` that ``model``, put in eval mode, gets right.
+
+    ``raise_if_stopped`` is called before every batch; an error that it raises ends the test.
+    """
     model.eval()
     n_right = 0
     with torch.inference_mode():
         for batch in split.batches(256):
+            if raise_if_stopped is not None:
+                raise_if_stopped()
             inputs = normalise(batch.images.to(device), data.mean, data.std)
             with autocast(device):
                 logits = first_logits(model(inputs))

@@ -14,7 +14,7 @@ from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation
 from evoprune.result import PickResult
 from evoprune.run_directory import RunDirectory, is_run_own
-from fitness.recipe import final_network
+from fitness.final_network import final_network
 from search_spaces import SearchSpace
 from search_spaces.errors import BudgetError, OptionError, RunDirectoryError
 

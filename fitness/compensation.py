@@ -12,7 +12,7 @@ regressors from the pruned network and the shortcut's drift are ours.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +157,8 @@ class SequentialCompensation:
         inputs: Tensor,
         options: CompensationOptions = CompensationOptions(),
         seed: int = 0,
+        *,
+        raise_if_stopped: Callable[[], None] | None = None,
     ) -> None:
         """Run the dense network once and keep its outputs at sampled positions.
 
@@ -165,10 +167,12 @@ class SequentialCompensation:
             inputs: ``(n, ...)`` calibration images, normalised, in the dtype that networks are run in.
             options: How to solve.
             seed: Of the sampled positions.
+            raise_if_stopped: Called before each layer, here and in every call; an error that it raises ends either.
         """
         self.program = program
         self.inputs = inputs
         self.options = options
+        self._raise_if_stopped = raise_if_stopped or (lambda: None)
         self.targets = self._collect_targets(seed)
 
     def _collect_targets(self, seed: int) -> dict[str, _Target]:
@@ -187,6 +191,7 @@ class SequentialCompensation:
 
         def record(name: str, value: Any) -> None:
             for layer_name in wanted.get(name, ()):
+                self._raise_if_stopped()
                 maps = channels_second(program.layers[layer_name], value)
                 positions = self._sample(layer_name, maps, generator).to(value.device)
                 targets[layer_name] = _Target(
@@ -242,6 +247,7 @@ class SequentialCompensation:
         running = tensors.cast(dtype)
 
         def solve(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
+            self._raise_if_stopped()
             if self._is_solved(layer, genome):
                 self._solve(layer, values, tensors)
                 running.weights[layer.name] = tensors.weights[layer.name].to(dtype)

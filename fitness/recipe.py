@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,22 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fitness.compensation import SequentialCompensation
 from fitness.data import ImageBatch, ImageData, normalise, plain_and_noisy
 from fitness.evaluation import Evaluator
-from fitness.ladder import SHIPPED_RUNG, ModelSource, build_ladder, check_rung, final_solve, needs_modules
-from fitness.merging import MergeCompensation
+from fitness.final_network import final_images
+from fitness.image_draws import IMAGE_STREAM, draw, draw_indices, evenly, unseen_first
+from fitness.ladder import SHIPPED_RUNG, ModelSource, build_ladder, check_rung, needs_modules
 from fitness.network import NETWORK_RUNG
 from fitness.options import FitnessOptions
 from fitness.precision import gains_by_bfloat16
-from fitness.program import Program, largest_activation
-from fitness.recalibration import recalibrate
-from fitness.writeback import compensated_model
-from search_spaces import SearchSpace, prune_model
-from search_spaces.genome import BoolArray, IntArray
+from fitness.program import Program
+from search_spaces import SearchSpace
 from search_spaces.surgery import named_tensors
 
-_IMAGE_STREAM = 0x1A6E5
 _WEIGHTS, _TEACHER = "tensor/", "teacher/"  # begin the names of arrays
 
 
@@ -140,7 +136,7 @@ def make_recipe(
     Calibration images are training images; fitness images are validation images, as they are or as a mixture. The
     test set is not touched. The choice of images depends on ``seed`` and the data only. The rung that judges what will
     be shipped has validation images of its own, as far as there are enough, and the very calibration images of
-    :func:`final_network`.
+    :func:`fitness.final_network.final_network`.
 
     Args:
         model: The dense network.
@@ -158,9 +154,9 @@ def make_recipe(
     for rung in rungs:
         check_rung(rung)
     options = options or FitnessOptions()
-    rng = np.random.default_rng([seed, _IMAGE_STREAM])
-    calibration = _draw(data.train, options.n_calibration_images, rng)
-    judged = _indices(len(data.val), options.n_fitness_images, rng)
+    rng = np.random.default_rng([seed, IMAGE_STREAM])
+    calibration = draw(data.train, options.n_calibration_images, rng)
+    judged = draw_indices(len(data.val), options.n_fitness_images, rng)
     fitness, part_sizes = _as_judged(data.val.take(judged), options, rng)
     arrays: dict[str, npt.NDArray[Any]] = _weight_arrays(model)
     arrays["calibration/images"] = calibration.images.numpy()
@@ -168,14 +164,14 @@ def make_recipe(
     arrays |= _judged_arrays("fitness", fitness, data.n_classes)
     elite_part_sizes: tuple[int, ...] = ()
     if SHIPPED_RUNG in rungs:
-        rng = np.random.default_rng([seed, _IMAGE_STREAM, 2])
-        elite = data.val.take(_unseen_first(len(data.val), judged, options.n_elite_images, rng))
+        rng = np.random.default_rng([seed, IMAGE_STREAM, 2])
+        elite = data.val.take(unseen_first(len(data.val), judged, options.n_elite_images, rng))
         elite, elite_part_sizes = _as_judged(elite, options, rng)
         arrays |= _judged_arrays("elite", elite, data.n_classes)
         final = final_images(model, space, data, options, seed)
-        arrays["elite/calibration"] = final[_evenly(len(final), options.n_elite_calibration_images)].numpy()
+        arrays["elite/calibration"] = final[evenly(len(final), options.n_elite_calibration_images)].numpy()
     if needs_modules(rungs):
-        lessons = _draw(data.train, options.n_lessons, np.random.default_rng([seed, _IMAGE_STREAM, 3]))
+        lessons = draw(data.train, options.n_lessons, np.random.default_rng([seed, IMAGE_STREAM, 3]))
         arrays["lessons/images"], arrays["lessons/labels"] = lessons.images.numpy(), lessons.labels.numpy()
     return EvaluatorRecipe(
         space=space,
@@ -192,95 +188,8 @@ def make_recipe(
     )
 
 
-def final_images(model: nn.Module, space: SearchSpace, data: ImageData, options: FitnessOptions, seed: int) -> Tensor:
-    """Return the uint8 training images from which the network that is handed back is compensated.
-
-    So many that the largest activation of all of them stays within ``options.final_max_bytes`` in float32.
-    """
-    rng = np.random.default_rng([seed, _IMAGE_STREAM, 1])
-    program = Program(space, named_tensors(model))
-    n_elements = largest_activation(program, normalise(data.train.take(np.arange(1)).images, data.mean, data.std))
-    n_fitting = max(1, options.final_max_bytes // (4 * n_elements))
-    return _draw(data.train, min(options.final_calibration_images, n_fitting), rng).images
-
-
-def final_network(
-    model: nn.Module,
-    space: SearchSpace,
-    genome: BoolArray,
-    data: ImageData,
-    options: FitnessOptions | None = None,
-    *,
-    seed: int = 0,
-    on_uncompensated: Callable[[tuple[str, ...]], None] | None = None,
-) -> nn.Module:
-    """Return the small network that ``genome`` describes, compensated with all care; no gradient step is taken.
-
-    Args:
-        model: The dense network, on the CPU; not changed.
-        space: Its search space.
-        genome: ``(n_genes,)``.
-        data: Training images are used, nothing else.
-        options: ``compensation``, ``final_calibration_images`` and ``final_positions`` count here.
-        seed: Chooses the calibration images.
-        on_uncompensated: Hears of layers that keep their weights, since their regression is ill-conditioned; not called
-            where there are none.
-    """
-    options = options or FitnessOptions()
-    inputs = normalise(final_images(model, space, data, options, seed), data.mean, data.std)
-    compensation = options.final_compensation
-    if compensation == "none":
-        return prune_model(model, space, genome).eval()
-    if compensation == "recalibrate":
-        small = prune_model(model, space, genome).eval()
-        recalibrate(small, _batches(inputs, options.batch_size))
-        return small
-    program = Program(space, named_tensors(model))
-    if compensation == "merge":
-        return compensated_model(model, program, MergeCompensation(program, inputs)(genome))
-    if gains_by_bfloat16("cpu"):  # activations alone: solves and weights stay in float32
-        inputs = inputs.to(torch.bfloat16)
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    tensors = SequentialCompensation(program, inputs, final_solve(options))(genome)
-    if tensors.uncompensated and on_uncompensated is not None:
-        on_uncompensated(tensors.uncompensated)
-    return compensated_model(model, program, tensors)
-
-
-def _batches(inputs: Tensor, batch_size: int) -> list[Tensor]:
-    """Return ``inputs`` in batches; one image alone has no variance, and goes with the batch before it."""
-    batches = list(inputs.split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) < 2:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
-
-
 def _weight_arrays(model: nn.Module) -> dict[str, npt.NDArray[Any]]:
     return {_WEIGHTS + name: tensor.detach().cpu().numpy() for name, tensor in named_tensors(model).items()}
-
-
-def _draw(split: Any, n: int, rng: np.random.Generator) -> ImageBatch:
-    """Return ``n`` images of ``split``, or all where it has fewer, drawn without replacement."""
-    batch: ImageBatch = split.take(_indices(len(split), n, rng))
-    return batch
-
-
-def _indices(n_images: int, n: int, rng: np.random.Generator) -> IntArray:
-    return np.sort(rng.choice(n_images, min(n, n_images), replace=False))
-
-
-def _evenly(n_images: int, n: int) -> IntArray:
-    """Return at most ``n`` indices below ``n_images``, evenly spread."""
-    n_chosen = min(n, n_images)
-    return np.arange(n_chosen) * n_images // max(n_chosen, 1)
-
-
-def _unseen_first(n_images: int, seen: IntArray, n: int, rng: np.random.Generator) -> IntArray:
-    """Return ``n`` of ``n_images`` indices, or all; those in ``seen`` only where the others do not suffice."""
-    unseen = np.setdiff1d(np.arange(n_images), seen)
-    n_unseen = min(n, len(unseen))
-    again = rng.choice(seen, min(n, n_images) - n_unseen, replace=False)
-    return np.sort(np.concatenate([rng.choice(unseen, n_unseen, replace=False), again]))
 
 
 def _as_judged(

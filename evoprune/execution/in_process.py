@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 import torch
 
 from evoprune.execution.protocol import EvaluatedChunk, collect, evaluate_chunk, split_indices
+from evoprune.threads import n_usable_cores, one_thread, torch_threads
 from fitness.evaluation import Evaluation, Evaluator
 from search_spaces.errors import OptionError
 from search_spaces.genome import BoolArray
@@ -59,17 +59,17 @@ class InProcessExecutor:
     def stream(self, genomes: BoolArray, rung: str) -> Generator[EvaluatedChunk, None, None]:
         """Yield evaluations of ``genomes`` ``(n, n_genes)`` in chunks as they finish; see :class:`Executor`."""
         chunks = split_indices(len(genomes), self._n_threads, self._chunk_size)
-        n_caller_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        futures = {self._pool.submit(evaluate_chunk, self._evaluator, genomes[chunk], rung): chunk for chunk in chunks}
-        try:
-            for future in as_completed(futures):
-                yield EvaluatedChunk(futures[future], future.result())
-        finally:
-            for future in futures:
-                future.cancel()
-            wait(futures)
-            torch.set_num_threads(n_caller_threads)
+        with one_thread():
+            futures = {
+                self._pool.submit(evaluate_chunk, self._evaluator, genomes[chunk], rung): chunk for chunk in chunks
+            }
+            try:
+                for future in as_completed(futures):
+                    yield EvaluatedChunk(futures[future], future.result())
+            finally:
+                for future in futures:
+                    future.cancel()
+                wait(futures)
 
     def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
         """Return one evaluation per row of ``genomes``, in order."""
@@ -80,13 +80,6 @@ class InProcessExecutor:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def n_usable_cores() -> int:
-    """Return the number of cores that this process may use, which a container can make smaller than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _start_pool(n_threads: int) -> ThreadPoolExecutor:
     """Return a pool whose threads all run and are set up.
 
@@ -94,12 +87,11 @@ def _start_pool(n_threads: int) -> ThreadPoolExecutor:
     with two, sums are split differently and the last bits change. Hence the caller's number is 1 too while genomes
     are evaluated.
     """
-    n_caller_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        n_threads, thread_name_prefix="evoprune", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    barrier = threading.Barrier(n_threads)
-    for future in [pool.submit(barrier.wait) for _ in range(n_threads)]:
-        future.result()
-    torch.set_num_threads(n_caller_threads)
+    with torch_threads(torch.get_num_threads()):
+        pool = ThreadPoolExecutor(
+            n_threads, thread_name_prefix="evoprune", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        barrier = threading.Barrier(n_threads)
+        for future in [pool.submit(barrier.wait) for _ in range(n_threads)]:
+            future.result()
     return pool

@@ -15,11 +15,12 @@ from torch import Tensor
 from fitness.data import ImageData
 from fitness.data.images import MEAN, STD, in_memory_data
 from fitness.evaluation import Evaluation
+from fitness.final_network import final_images, final_network
 from fitness.ladder import ModelSource
 from fitness.network import NetworkEvaluator
 from fitness.options import FitnessOptions
 from fitness.program import Program, largest_activation
-from fitness.recipe import EvaluatorRecipe, final_images, final_network, make_recipe
+from fitness.recipe import EvaluatorRecipe, make_recipe
 from fitness.seeding import two_step_of
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError, UnknownNameError

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fitness.data import load_data
+from fitness.final_network import final_network
 from fitness.folding import FoldedLayer, keep_mask
 from fitness.merging import (
     MERGE_RULES,
@@ -22,7 +23,6 @@ from fitness.merging import (
 )
 from fitness.options import FitnessOptions
 from fitness.program import Program
-from fitness.recipe import final_network
 from search_spaces import SearchSpace
 from search_spaces.errors import GenomeShapeError, OptionError, UnknownNameError
 from search_spaces.genome import BoolArray

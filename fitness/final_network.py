@@ -24,6 +24,8 @@ from search_spaces import SearchSpace, prune_model
 from search_spaces.genome import BoolArray
 from search_spaces.surgery import named_tensors
 
+_Compensate = Callable[[BoolArray], SlicedTensors]
+
 
 class FinalNetwork(NamedTuple):
     """A small network, on the CPU and in evaluation mode.
@@ -66,7 +68,7 @@ class FinalNetworks:
         self._options = options or FitnessOptions()
         self._raise_if_stopped = raise_if_stopped or (lambda: None)
         self._lock = threading.Lock()
-        self._compensate: Callable[[BoolArray], SlicedTensors] | None = None
+        self._shared: tuple[Program, _Compensate] | None = None
 
     def __call__(self, genome: BoolArray) -> FinalNetwork:
         """Return the network that ``genome`` ``(n_genes,)`` describes."""
@@ -93,24 +95,23 @@ class FinalNetworks:
             self._raise_if_stopped()
             yield batch
 
-    def _prepared(self) -> tuple[Program, Callable[[BoolArray], SlicedTensors]]:
+    def _prepared(self) -> tuple[Program, _Compensate]:
         """Return the dense program and what compensates the tensors of a genome."""
         with self._lock:
-            if self._compensate is None:
-                self._program = Program(self._space, named_tensors(self._model))
-                self._compensate = self._compensation()
-            return self._program, self._compensate
+            if self._shared is None:
+                program = Program(self._space, named_tensors(self._model))
+                self._shared = program, self._compensation(program)
+            return self._shared
 
-    def _compensation(self) -> Callable[[BoolArray], SlicedTensors]:
+    def _compensation(self, program: Program) -> _Compensate:
         inputs = self._inputs()
         if self._options.final_compensation == "merge":
-            return MergeCompensation(self._program, inputs)
+            return MergeCompensation(program, inputs)
         if gains_by_bfloat16("cpu"):  # activations alone: solves and weights stay in float32
             inputs = inputs.to(torch.bfloat16)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return SequentialCompensation(
-            self._program, inputs, final_solve(self._options), raise_if_stopped=self._raise_if_stopped
-        )
+        solve = final_solve(self._options)
+        return SequentialCompensation(program, inputs, solve, raise_if_stopped=self._raise_if_stopped)
 
 
 def final_network(

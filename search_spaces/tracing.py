@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from search_spaces.blocks import ResidualBlock, block_groups, find_blocks, inner_groups
@@ -43,13 +44,19 @@ def private_copy(model: nn.Module) -> nn.Module:
     return twin.requires_grad_(False)
 
 
+def _of_batch(inputs: Sequence[Tensor], graph: NetworkGraph) -> tuple[Tensor, ...]:
+    """Return ``inputs`` with the batch size that ``graph`` was traced with, which is twice theirs where it is 1."""
+    pairs = zip(inputs, graph.input_shapes, strict=True)
+    return tuple(value if value.shape == shape else torch.cat([value, value]) for value, shape in pairs)
+
+
 @dataclass(frozen=True)
 class TracedNetwork:
     """A network and what its trace says.
 
     Attributes:
         model: A private copy, in evaluation mode; verification changes its weights.
-        inputs: Example inputs.
+        inputs: Example inputs, with the batch size of ``graph``.
         graph: Its operations.
         provenance: Which channel every element comes from; what fails verification is frozen in it.
         parameter_shapes: By qualified name.
@@ -71,6 +78,7 @@ class TracedNetwork:
             TraceError: It cannot be traced.
         """
         graph = export_graph(model, inputs)
+        inputs = _of_batch(inputs, graph)
         shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
         return cls(
             model=model,

@@ -152,7 +152,7 @@ def failing_blocks(
             genome = beside.copy()
             genome[first:] = True
             genome[[first + index for index in part]] = False
-            return comparison.disagreement(genome, check_costs=True) if part else None
+            return comparison.disagreement(genome) if part else None
 
         yield from _culprits(disagreement, list(range(len(space.blocks))))
 
@@ -224,12 +224,12 @@ class _Comparison:
         inputs = tuple(value.double() if value.is_floating_point() else value for value in self.inputs)
         return copy.deepcopy(self.model).double(), inputs
 
-    def disagreement(self, genome: BoolArray, check_costs: bool = False) -> str | None:
+    def disagreement(self, genome: BoolArray) -> str | None:
         """Return what is wrong with the network that ``genome`` describes, or ``None``."""
         try:
-            gap, why = self._gap(self.model, self.inputs, genome, check_costs)
+            gap, why = self._gap(self.model, self.inputs, genome)
             if why is None and gap > TOLERANCE and self.inputs[0].dtype == torch.float32:
-                gap, why = self._gap(*self.in_double, genome, check_costs)  # networks without norms amplify rounding
+                gap, why = self._gap(*self.in_double, genome)  # networks without norms amplify rounding
         except TraceError:  # out of time
             raise
         except Exception as error:  # user code may raise anything; it becomes the reason
@@ -240,17 +240,15 @@ class _Comparison:
             return why
         return None if gap <= TOLERANCE else f"masked and cut networks differ by {gap:.1e} relative"
 
-    def _gap(
-        self, model: nn.Module, inputs: Sequence[Tensor], genome: BoolArray, check_costs: bool
-    ) -> tuple[float, str | None]:
+    def _gap(self, model: nn.Module, inputs: Sequence[Tensor], genome: BoolArray) -> tuple[float, str | None]:
         with torch.no_grad():
             with masked(model, self.space, genome) as dense:
                 expected = dense(*inputs)
             small = prune_model(model, self.space, genome)
             actual = small(*inputs)
-        if check_costs:
-            predicted = int(self.space.macs(genome[None])[0]), int(self.space.n_params(genome[None])[0])
-            counted = count_macs(small, inputs), sum(p.numel() for p in small.parameters())
-            if predicted != counted:
-                return 0.0, f"(MACs, parameters) are {counted} and not {predicted} as predicted"
+        predicted = int(self.space.macs(genome[None])[0]), int(self.space.n_params(genome[None])[0])
+        counted = count_macs(small, inputs), sum(p.numel() for p in small.parameters())
+        # a layer that does not see the batch leaves a fraction of a MAC per sample, which is rounded
+        if abs(predicted[0] - counted[0]) > 1 or predicted[1] != counted[1]:
+            return 0.0, f"(MACs, parameters) are {counted} and not {predicted} as predicted"
         return relative_difference(expected, actual), None

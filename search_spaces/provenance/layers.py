@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,8 +53,7 @@ def _linear(walk: Walk, operation: Operation) -> Any:
     _consume(walk, weight.tensor, 1, inner)
     produced = _produce(walk, operation, weight.tensor, 0)
     bias = _bias(walk, operation, produced)
-    batch = value.ids.shape[0]
-    positions = int(np.prod(value.ids.shape[:-1], dtype=np.int64)) // max(batch, 1)
+    positions = math.prod(value.ids.shape[:-1]) / walk.n_samples
     _record(walk, operation, weight.tensor, bias, 1, positions, False, False)
     return Value(ids=produced.expand(*value.ids.shape[:-1], len(produced)))
 
@@ -68,9 +68,8 @@ def _convolution(walk: Walk, operation: Operation) -> Any:
     shape = walk.tensor_shapes[weight.tensor]
     inner = walk.along(walk.uniform(value.ids, range(2, value.ids.ndim), operation), 1, operation)
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
-    kernel = int(np.prod(shape[2:], dtype=np.int64))
     places = value.ids.shape[2:] if transposed else operation.shape[2:]
-    positions = kernel * int(np.prod(places, dtype=np.int64))
+    positions = value.ids.shape[0] * math.prod(shape[2:]) * math.prod(places) / walk.n_samples
     is_depthwise = groups > 1 and len(inner) == groups
     if is_depthwise:
         multiplier = shape[1] if transposed else shape[0] // groups
@@ -132,7 +131,7 @@ def _record(
     weight: str,
     bias: str | None,
     groups: int,
-    positions: int,
+    positions: float,
     is_depthwise: bool,
     is_transposed: bool,
 ) -> None:

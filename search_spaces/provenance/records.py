@@ -22,7 +22,8 @@ class LayerRecord:
         weight: Qualified name of the weight, ``None`` when the weight is computed.
         bias: Qualified name of the bias, or ``None``.
         groups: As in ``torch.nn.Conv2d``; 1 for a linear layer.
-        positions: Multiplications per pair of weight slices: kernel elements times output places (transposed: input).
+        positions: Multiplications per pair of weight slices and sample: kernel elements times output places
+            (transposed: input), over everything that the layer is called on, divided by the batch size of the network.
         is_depthwise: Each group has one input channel.
         is_transposed: A transposed convolution, whose weight has the input channels first.
         weight_shape: Of the weight in the dense network.
@@ -33,7 +34,7 @@ class LayerRecord:
     weight: str | None
     bias: str | None
     groups: int
-    positions: int
+    positions: float
     is_depthwise: bool
     is_transposed: bool
     weight_shape: tuple[int, ...]

@@ -62,6 +62,11 @@ class Walk:
         self.env: dict[str, Any] = {}
         self.opaque_tensors: dict[str, str] = {}
 
+    @property
+    def n_samples(self) -> int:
+        """Batch size of the example run."""
+        return self.graph.input_shapes[0][0]
+
     def plain(self, item: Any) -> Any:
         """Replace references to sizes by the sizes; references to tensors stay."""
         if isinstance(item, Ref):

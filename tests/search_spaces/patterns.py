@@ -223,6 +223,43 @@ class TwoInputs(nn.Module):
         return self.head(torch.cat([self.left(a).mean((2, 3)), F.relu(self.right(b)).mean((2, 3))], 1))
 
 
+class Frames(Net):
+    """Convolutions see every frame of a film as a sample of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.stem, self.last = conv_bn(3, 6), conv_bn(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = self.last(self.stem(x.flatten(0, 1))).mean((2, 3))
+        return self.head(frames.view(*x.shape[:2], -1).mean(1))
+
+
+class Tokens(Net):
+    """Linear layers see every position of the map as a sample of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.wide, self.narrow = conv(3, 6), nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        tokens = self.narrow(F.gelu(self.wide(x.permute(0, 2, 3, 1).flatten(0, 2))))
+        return tokens.unflatten(0, (x.shape[0], x.shape[2], x.shape[3])).permute(0, 3, 1, 2)
+
+
+class OwnTable(Net):
+    """A layer that does not see the batch."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.wide, self.narrow = conv(3, 6), nn.Linear(2, 5), nn.Linear(5, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        table = torch.arange(8, dtype=x.dtype, device=x.device).view(4, 2)
+        return self.stem(x) + self.narrow(F.relu(self.wide(table))).sum(0).view(1, -1, 1, 1)
+
+
 class TwoOutputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -573,6 +610,9 @@ PATTERNS: Mapping[str, Pattern] = {
     "module called twice": Pattern(CalledTwice, 6),
     "module on two maps": Pattern(SharedHead, 6 + 4),
     "two inputs": Pattern(TwoInputs, 11, lambda: (*image(), *image(2))),
+    "frames in the batch": Pattern(Frames, 10, lambda: (torch.ones(1, 4, 3, 8, 8, dtype=torch.float64),)),
+    "tokens in the batch": Pattern(Tokens, 6 + 12 + 6),
+    "layer without the batch": Pattern(OwnTable, 6 + 5, lambda: (torch.ones(2, 3, 8, 8, dtype=torch.float64),)),
     "two outputs": Pattern(TwoOutputs, 6),
     "features as output": Pattern(FeaturesOut, 6, reason="output of the network"),
     "spatial gate": Pattern(SpatialGate, 9, reason="broadcast over channels"),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from search_spaces import SearchSpace
 from search_spaces.verification import in_full_precision, make_generic, output_tensors, relative_difference
@@ -43,6 +43,21 @@ def test_half_precision_is_verified_in_float32() -> None:
     assert {tensor.dtype for tensor in (*model.parameters(), *inputs)} == {torch.float32}
     space = SearchSpace.trace(Residual().to(torch.bfloat16), torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16))
     assert space.n_genes == 10
+
+
+class CountsOnWidth(Residual):
+    """Makes a product of its own channels that nobody reads: its cost is not one of the layers."""
+
+    def body(self, x: Tensor) -> Tensor:
+        x = super().body(x)
+        x.mean((2, 3)) @ x.mean((2, 3)).T
+        return x
+
+
+def test_channels_whose_cost_is_not_predicted_stay() -> None:
+    space = SearchSpace.trace(CountsOnWidth(), torch.zeros(2, 3, 8, 8))
+    assert [group.name for group in space.groups] == ["inner.0"]
+    assert any("MACs, parameters) are" in frozen.reason for frozen in space.frozen)
 
 
 def test_without_verification_a_wrong_group_is_offered() -> None:

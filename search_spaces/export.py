@@ -19,38 +19,6 @@ from torch.export.graph_signature import InputKind, OutputKind
 from search_spaces.errors import TraceError
 from search_spaces.graph import NetworkGraph, Operation, Ref, as_inputs
 
-#: Operators that return a view of their first argument.
-VIEW_OPERATORS = frozenset(
-    [
-        "alias",
-        "as_strided",
-        "chunk",
-        "detach",
-        "diagonal",
-        "expand",
-        "expand_as",
-        "flatten",
-        "narrow",
-        "permute",
-        "movedim",
-        "reshape",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "swapaxes",
-        "t",
-        "tensor_split",
-        "transpose",
-        "unbind",
-        "unflatten",
-        "unsqueeze",
-        "view",
-        "view_as",
-    ]
-)
-
 _EXPORT_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch.export")
 
 
@@ -131,20 +99,61 @@ def _is_in_place(name: str) -> bool:
 
 
 def _has_aliased_updates(graph: fx.Graph) -> bool:
-    """Whether an in-place operator changes a value that is read later under another name."""
-    position = {node: index for index, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if node.op != "call_function" or not _is_in_place(_bare_name(node)):
-            continue
-        base = node.args[0]
-        while isinstance(base, fx.Node):
-            parent = base.args[0] if base.op == "call_function" and _bare_name(base) in VIEW_OPERATORS else None
-            if base is not node.args[0] and any(position[user] > position[node] for user in base.users):
+    """Whether an in-place operator changes an input, or memory that an earlier value shares and is read from later.
+
+    Values under whose names the updated one is read anyway do not count; see :func:`_operations_of`.
+    """
+    nodes = list(graph.nodes)
+    position = {node: index for index, node in enumerate(nodes)}
+    last_read = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
+    parts = _parts(nodes)
+    sharing: dict[int, list[fx.Node]] = {}
+    current: dict[str, str] = {}
+    for node in nodes:
+        storage = _storage_of(node)
+        if node.op == "call_function" and _is_in_place(_bare_name(node)) and isinstance(node.args[0], fx.Node):
+            updated = node.args[0]
+            aliases = sharing.get(_storage_of(updated), [])
+            if any(alias.op == "placeholder" for alias in aliases):
                 return True
-            if base.op == "placeholder":
-                return True
-            base = parent
+            for alias in aliases:
+                is_renamed = alias is updated or current.get(alias.name) == updated.name
+                is_apart = any(parts[alias].get(whole, part) != part for whole, part in parts[updated].items())
+                if last_read[alias] > position[node] and not is_renamed and not is_apart:
+                    return True
+            _rename(current, updated.name, node.name)
+        if storage:
+            sharing.setdefault(storage, []).append(node)
     return False
+
+
+def _parts(nodes: Sequence[fx.Node]) -> dict[fx.Node, dict[fx.Node, int]]:
+    """Return, for every value, which part it is, or lies in, of everything that was split into parts before it."""
+    parts: dict[fx.Node, dict[fx.Node, int]] = {}
+    for node in nodes:
+        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        parts[node] = {}
+        if source is None:
+            continue
+        if node.target is operator.getitem:
+            parts[node] = {**parts[source], source: int(node.args[1])}  # type: ignore[call-overload]
+        elif _storage_of(node) in (0, _storage_of(source)):
+            parts[node] = parts[source]
+    return parts
+
+
+def _storage_of(node: fx.Node) -> int:
+    """Return the identity of the memory that a value lies in, 0 where it is not one tensor."""
+    value = node.meta.get("val")
+    return int(value.untyped_storage()._cdata) if isinstance(value, Tensor) else 0
+
+
+def _rename(current: dict[str, str], updated: str, name: str) -> None:
+    """Record in ``current`` that ``updated``, and whatever is read under its name, is now the value ``name``."""
+    current[updated] = name
+    for old, new in list(current.items()):
+        if new == updated:
+            current[old] = name
 
 
 def _functional(target: Any) -> Any:
@@ -241,11 +250,7 @@ def _operations_of(graph: fx.Graph) -> tuple[list[Operation], dict[str, str]]:
             )
         )
         if _is_in_place(_bare_name(node)) and isinstance(node.args[0], fx.Node):
-            updated = node.args[0].name
-            current[updated] = node.name
-            for old, new in list(current.items()):
-                if new == updated:
-                    current[old] = node.name
+            _rename(current, node.args[0].name, node.name)
     return operations, current
 
 

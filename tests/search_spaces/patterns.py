@@ -320,6 +320,60 @@ class InPlaceView(Net):
         return self.last(F.relu(self.middle(x)))
 
 
+class ViewBeforeUpdate(Net):
+    """A view that is taken before its base is updated in place, and read afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.side = conv(3, 6), conv(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        flat = x.flatten(2)
+        side = self.side(F.relu(x, inplace=True))
+        return self.head((side.flatten(2) + flat).mean(2))
+
+
+class ChunkUpdate(Net):
+    """A chunk that is updated in place: code that holds on to the whole tensor sees it."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.stem, self.middle = conv(3, 6), conv(6, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.middle(self.stem(x))
+        x.chunk(2, 1)[0].relu_()
+        return x
+
+
+class ChunkUpdateAlone(Net):
+    """A chunk that is updated in place, when only the chunks are read afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.last = conv(3, 8), conv(8, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).chunk(2, 1)
+        left.relu_()
+        return self.last(torch.cat([left, right], 1))
+
+
+class UpdatedTwice(Net):
+    """An earlier name of a tensor that is updated in place twice."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.last = conv(3, 5), conv(5, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        rectified = F.relu(x, inplace=True)
+        x += 1
+        return self.last(rectified)
+
+
 class Tied(Net):
     """Two layers that share one weight."""
 
@@ -618,6 +672,10 @@ PATTERNS: Mapping[str, Pattern] = {
     "spatial gate": Pattern(SpatialGate, 9, reason="broadcast over channels"),
     "in-place operators": Pattern(InPlace, 10),
     "in-place update of a view": Pattern(InPlaceView, 12),
+    "view before an update of its base": Pattern(ViewBeforeUpdate, 6),
+    "in-place update of a chunk": Pattern(ChunkUpdate, 6, reason="literal channel number"),
+    "in-place update of a chunk alone": Pattern(ChunkUpdateAlone, 4 + 6),
+    "in-place update of another name": Pattern(UpdatedTwice, 5 + 6),
     "tied weights": Pattern(Tied, 6),
     "hard-coded channel number": Pattern(HardCoded, 14, reason="cut network"),
     "checked channel number": Pattern(Asserting, 14, reason="expected 8 channels"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError, TraceError
 from search_spaces.export import export_graph
+from search_spaces.graph import NetworkGraph, Ref
 from search_spaces.time_limit import time_limit
-from tests.search_spaces.patterns import build_pattern
+from search_spaces.verification import output_tensors, relative_difference
+from tests.search_spaces.patterns import PATTERNS, build_pattern
 
 
 class Branching(nn.Module):
@@ -54,6 +57,33 @@ def test_operations_name_their_module_and_read_earlier_values() -> None:
 def test_in_place_operators_become_functional() -> None:
     model, inputs = build_pattern("in-place operators")
     assert not any(operation.op.endswith("_") for operation in export_graph(model, inputs).operations)
+
+
+def run(graph: NetworkGraph, model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return what the operations of ``graph`` make of ``inputs``, one after the other."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    values: dict[str, object] = {name: tensors[qualified] for name, qualified in graph.tensors.items()}
+    values |= {**graph.constants, **dict(zip(graph.inputs, inputs, strict=True))}
+
+    def resolve(item: object) -> object:
+        if isinstance(item, Ref):
+            return values[item.name]
+        return type(item)(resolve(part) for part in item) if isinstance(item, (list, tuple)) else item
+
+    with torch.no_grad():
+        for operation in graph.operations:
+            keywords = {key: resolve(item) for key, item in operation.kwargs.items()}
+            values[operation.name] = operation.target(*(resolve(item) for item in operation.args), **keywords)
+    return [value for name in graph.outputs if isinstance(value := values[name], Tensor)]
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_the_graph_computes_what_the_network_computes(name: str) -> None:
+    model, inputs = build_pattern(name)
+    actual = run(export_graph(model, inputs), model, [value.clone() for value in inputs])
+    with torch.no_grad():
+        expected = output_tensors(model(*inputs))
+    assert relative_difference(expected, actual) < 1e-12
 
 
 def test_batch_size_is_open_where_the_code_allows_it() -> None:

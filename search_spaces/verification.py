@@ -21,6 +21,7 @@ from search_spaces.surgery import prune_model
 #: Largest accepted difference of logits, relative to the largest logit. float32 agrees to about 1e-6.
 TOLERANCE = 1e-3
 _SMALL_GROUP = 4
+_NOT_COMPARABLE = "cannot be verified: the outputs of the network are all zero or not finite"
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -76,14 +77,52 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
 
 
-def make_generic(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Randomise ``model``, unless that makes its outputs overflow (networks without norms): then its weights stay."""
+def make_generic(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+    """Give ``model`` generic weights and return generic inputs of the shapes and types of ``inputs``.
+
+    Images that are zero, or weights that are, hide what is cut wrongly. What makes no comparable outputs, finite and
+    not all zero, is passed over: random weights that overflow (networks without norms) for the model's own ones,
+    normal inputs for positive ones, and these for ``inputs``. Integers stay. The same on every run.
+
+    Returns:
+        The inputs; ``None``, with the model's own weights, where nothing makes comparable outputs.
+    """
     saved = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    randomise(model)
-    with torch.no_grad():
-        outputs = output_tensors(model(*inputs))
-    if not all(bool(tensor.isfinite().all()) for tensor in outputs):
+    generator = torch.Generator().manual_seed(0)
+    normal = tuple(_random_like(value, torch.randn, generator) for value in inputs)
+    positive = tuple(_random_like(value, torch.rand, generator) for value in inputs)
+    for trial in (normal, positive, tuple(inputs)):
+        randomise(model)
+        if _is_comparable(model, trial):
+            return trial
         model.load_state_dict(saved)
+        if _is_comparable(model, trial):
+            return trial
+    return None
+
+
+def _random_like(value: Tensor, draw: Callable[..., Tensor], generator: torch.Generator) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    return torch.empty_like(value).copy_(draw(value.shape, generator=generator, dtype=torch.float32))
+
+
+def _is_comparable(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether ``model`` makes outputs of ``inputs`` in which a wrong cut would be seen."""
+    try:
+        outputs = output_tensors(_outputs_of(model, inputs))
+    except TraceError:  # out of time
+        raise
+    except Exception:  # user code may raise anything, as on numbers that stand for something else
+        _LOGGER.debug("generic inputs were refused", exc_info=True)
+        return False
+    return all(bool(tensor.isfinite().all()) for tensor in outputs) and any(bool(tensor.any()) for tensor in outputs)
+
+
+def _outputs_of(model: nn.Module, inputs: Sequence[Tensor]) -> object:
+    """Return what ``model`` makes of ``inputs``."""
+    with torch.no_grad():
+        return model(*inputs)
 
 
 def in_full_precision(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -114,12 +153,14 @@ def failing_groups(
     Args:
         model: A private copy of the network, in evaluation mode; its weights are replaced by generic ones.
         space: The space to verify.
-        inputs: Example inputs.
+        inputs: Example inputs; only their shapes and types matter, unless others make no comparable outputs.
         rng: Chooses the genomes.
     """
-    inputs = in_full_precision(model, inputs)
-    make_generic(model, inputs)
-    comparison = _Comparison(model, space, inputs)
+    generic = make_generic(model, in_full_precision(model, inputs))
+    if generic is None:
+        yield from ((index, _NOT_COMPARABLE) for index in range(len(space.groups)))
+        return
+    comparison = _Comparison(model, space, generic)
     # few genes make equal counts likely, and layers that must stay equally wide would go unnoticed: look more often
     n_rounds = 2 if all(group.size > _SMALL_GROUP for group in space.groups) else 4
     for _ in range(n_rounds):
@@ -139,12 +180,14 @@ def failing_blocks(
     Args:
         model: A private copy of the network, in evaluation mode; its weights are replaced by generic ones.
         space: The space to verify, sound in its channel genes.
-        inputs: Example inputs.
+        inputs: Example inputs; only their shapes and types matter, unless others make no comparable outputs.
         rng: Chooses what is cut beside the blocks.
     """
-    inputs = in_full_precision(model, inputs)
-    make_generic(model, inputs)
-    comparison = _Comparison(model, space, inputs)
+    generic = make_generic(model, in_full_precision(model, inputs))
+    if generic is None:
+        yield from ((index, _NOT_COMPARABLE) for index in range(len(space.blocks)))
+        return
+    comparison = _Comparison(model, space, generic)
     first = space.n_genes - len(space.blocks)
     for beside in (space.all_ones()[0], _random_cut(space, rng)):
 
@@ -241,11 +284,10 @@ class _Comparison:
         return None if gap <= TOLERANCE else f"masked and cut networks differ by {gap:.1e} relative"
 
     def _gap(self, model: nn.Module, inputs: Sequence[Tensor], genome: BoolArray) -> tuple[float, str | None]:
-        with torch.no_grad():
-            with masked(model, self.space, genome) as dense:
-                expected = dense(*inputs)
-            small = prune_model(model, self.space, genome)
-            actual = small(*inputs)
+        with masked(model, self.space, genome) as dense:
+            expected = _outputs_of(dense, inputs)
+        small = prune_model(model, self.space, genome)
+        actual = _outputs_of(small, inputs)
         predicted = int(self.space.macs(genome[None])[0]), int(self.space.n_params(genome[None])[0])
         counted = count_macs(small, inputs), sum(p.numel() for p in small.parameters())
         # a layer that does not see the batch leaves a fraction of a MAC per sample, which is rounded

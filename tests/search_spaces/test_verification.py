@@ -3,10 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from search_spaces import SearchSpace
-from search_spaces.verification import in_full_precision, make_generic, output_tensors, relative_difference
-from tests.search_spaces.patterns import Residual, ScalesWithWidth
+from search_spaces.verification import (
+    in_full_precision,
+    make_generic,
+    output_tensors,
+    relative_difference,
+)
+from tests.search_spaces.patterns import Chain, Residual, ScalesWithWidth, conv
 
 
 def test_difference_is_relative_to_the_largest_expected_value() -> None:
@@ -43,6 +49,62 @@ def test_half_precision_is_verified_in_float32() -> None:
     assert {tensor.dtype for tensor in (*model.parameters(), *inputs)} == {torch.float32}
     space = SearchSpace.trace(Residual().to(torch.bfloat16), torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16))
     assert space.n_genes == 10
+
+
+class Rolled(Chain):
+    """Without biases: zeros give zeros, in which nothing that is cut wrongly shows."""
+
+    def __init__(self) -> None:
+        super().__init__(conv(3, 8, bias=False), nn.ReLU(), conv(8, 6, bias=False), width=6)
+        self.head.bias = None
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.layers[2](F.relu(self.layers[0](x)).roll(2, 1))
+
+
+class Standardising(Residual):
+    """Zeros have no deviation to divide by."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return super().body((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
+
+
+class Rooted(Residual):
+    """Takes no negative numbers."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return super().body(x.sqrt())
+
+
+class Looked(Residual):
+    """Takes small numbers that stand for something else."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return super().body(x.new_tensor([0.5, 2.0])[x.long()])
+
+
+class Silent(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0
+
+
+@pytest.mark.parametrize("kind", [Rolled, Standardising, Rooted, Looked])
+def test_zeros_for_an_example_verify_like_any_other(kind: type[Residual]) -> None:
+    spaces = [SearchSpace.trace(kind(), image) for image in (torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))]
+    assert spaces[0].fingerprint == spaces[1].fingerprint
+    assert spaces[0].n_genes == (6 if kind is Rolled else 10)
+
+
+def test_outputs_that_are_zero_verify_nothing() -> None:
+    space = SearchSpace.trace(Silent(), torch.randn(2, 3, 8, 8), block_genes=True)
+    assert not space.n_genes
+    assert any("cannot be verified: the outputs of the network are all zero" in f.reason for f in space.frozen)
+
+
+def test_verification_leaves_the_global_generator_alone() -> None:
+    model, state = Residual(), torch.get_rng_state()
+    SearchSpace.trace(model, torch.zeros(2, 3, 8, 8))
+    assert torch.equal(state, torch.get_rng_state())
 
 
 class CountsOnWidth(Residual):

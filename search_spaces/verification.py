@@ -33,7 +33,7 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     """
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(*inputs)
+        model(*(value.clone() for value in inputs))
     return int(counter.get_total_flops()) // 2 // int(inputs[0].shape[0])
 
 
@@ -120,9 +120,9 @@ def _is_comparable(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
 
 
 def _outputs_of(model: nn.Module, inputs: Sequence[Tensor]) -> object:
-    """Return what ``model`` makes of ``inputs``."""
+    """Return what ``model`` makes of copies of ``inputs``, since its code may write into them."""
     with torch.no_grad():
-        return model(*inputs)
+        return model(*(value.clone() for value in inputs))
 
 
 def in_full_precision(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from search_spaces import SearchSpace
 from search_spaces.verification import (
+    count_macs,
     in_full_precision,
     make_generic,
     output_tensors,
@@ -88,6 +89,11 @@ class Silent(Residual):
         return super().forward(x) * 0
 
 
+class InPlaceInput(Residual):
+    def body(self, x: Tensor) -> Tensor:
+        return super().body(x.sub_(0.5))
+
+
 @pytest.mark.parametrize("kind", [Rolled, Standardising, Rooted, Looked])
 def test_zeros_for_an_example_verify_like_any_other(kind: type[Residual]) -> None:
     spaces = [SearchSpace.trace(kind(), image) for image in (torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))]
@@ -105,6 +111,13 @@ def test_verification_leaves_the_global_generator_alone() -> None:
     model, state = Residual(), torch.get_rng_state()
     SearchSpace.trace(model, torch.zeros(2, 3, 8, 8))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_network_that_writes_into_its_input_is_verified_and_leaves_the_example_as_it_is() -> None:
+    model, image = InPlaceInput(), torch.ones(2, 3, 8, 8)
+    assert SearchSpace.trace(model, image).n_genes == 10
+    count_macs(model, [image])
+    assert (image == 1).all()
 
 
 class CountsOnWidth(Residual):

@@ -36,8 +36,8 @@ def export_graph(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> 
             own).
     """
     inputs = as_inputs(example_input)
-    doubled = tuple(torch.cat([value, value]) if value.shape[0] == 1 else value for value in inputs)
-    dynamic = ShapesCollection()  # by tensor, so that variadic arguments are no obstacle
+    doubled = tuple(torch.cat([value, value]) if value.shape[0] == 1 else value.clone() for value in inputs)
+    dynamic = ShapesCollection()  # by tensor, so that variadic arguments are no obstacle; it leaves a mark on them
     for value in doubled:
         dynamic[value] = {0: Dim.DYNAMIC}
     program: ExportedProgram | None = None
@@ -52,7 +52,7 @@ def export_graph(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> 
         is_dynamic = program is not None
         if program is None:
             try:
-                program = torch.export.export(model, inputs)
+                program = torch.export.export(model, tuple(value.clone() for value in inputs))
             except TraceError:
                 raise
             except Exception as error:  # exporters raise whatever they meet

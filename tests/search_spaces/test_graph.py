@@ -36,6 +36,15 @@ class Failing(nn.Module):
         raise KeyError("no such thing")
 
 
+class LoopOverBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.head(self.layer(image).mean((1, 2))) for image in x])
+
+
 class EndlessLoop(nn.Module):
     def forward(self, _x: Tensor) -> Tensor:
         while True:
@@ -89,6 +98,15 @@ def test_the_graph_computes_what_the_network_computes(name: str) -> None:
 def test_batch_size_is_open_where_the_code_allows_it() -> None:
     model, inputs = build_pattern("chain")
     assert export_graph(model, inputs).batch_is_dynamic
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_batch_size_is_the_examples_where_the_code_needs_a_number(n: int) -> None:
+    images = torch.randn(n, 3, 4, 4)
+    graph = export_graph(LoopOverBatch().eval(), images)
+    assert not graph.batch_is_dynamic
+    assert graph.input_shapes == (images.shape,)
+    assert not vars(images)
 
 
 def test_tied_weights_share_one_name() -> None:

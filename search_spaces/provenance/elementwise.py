@@ -169,7 +169,8 @@ def _spatial(walk: Walk, operation: Operation) -> Any:
     if value.ids is None:
         return walk.opaque(operation, f"operator {operation.op!r} on a parameter")
     ids = walk.uniform(value.ids, range(value.ids.ndim - n_dims, value.ids.ndim), operation)
-    shape = operation.shape or tuple(ids.shape)
+    # adaptive maxima come with their indices: the operation has two results, and its sizes stand in its arguments
+    shape = operation.shape or (*ids.shape[: ids.ndim - n_dims], *walk.plain(operation.args[1]))
     pooled = Value(ids=ids.expand(shape))
     return pooled if operation.shape else [pooled, Value(ids=walk.fixed(shape))]
 

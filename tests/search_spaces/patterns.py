@@ -184,6 +184,17 @@ class FlattenLinear(nn.Module):
         return self.classifier(torch.flatten(self.features(x), 1))
 
 
+class MaximaLinear(nn.Module):
+    """Adaptive maxima, whose sizes stand beside their indices, then every channel becomes several features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 6), nn.Linear(6 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.adaptive_max_pool2d(self.stem(x), 2).flatten(1))
+
+
 class ViewLinear(FlattenLinear):
     """The same with ``view(batch, -1)``, as older code writes it."""
 
@@ -660,6 +671,7 @@ PATTERNS: Mapping[str, Pattern] = {
     ),
     "layer norm and pointwise linears": Pattern(NormedLinears, 12, reason="layer_norm"),
     "flatten to linear": Pattern(FlattenLinear, 6 + 4 + 9),
+    "adaptive maxima to linear": Pattern(MaximaLinear, 6),
     "view to linear": Pattern(ViewLinear, 6 + 4 + 9),
     "module called twice": Pattern(CalledTwice, 6),
     "module on two maps": Pattern(SharedHead, 6 + 4),

@@ -28,7 +28,7 @@ def _channel_norm(walk: Walk, operation: Operation) -> Any:
         tensor = walk.value(argument).tensor
         if tensor is not None:
             walk.bind(tensor, 0, channel_ids)
-        elif isinstance(argument, Ref):
+        if isinstance(argument, Ref) and not walk.is_stored(argument):
             walk.freeze(value.ids, f"is normalised with a computed tensor {walk.place(operation)}")
     if operation.op == "_native_batch_norm_legit_no_training":
         return [value, Value(ids=walk.fixed((0,))), Value(ids=walk.fixed((0,)))]
@@ -47,8 +47,8 @@ def _prelu(walk: Walk, operation: Operation) -> Any:
 def _linear(walk: Walk, operation: Operation) -> Any:
     value = walk.value(operation.args[0])
     weight = walk.value(operation.args[1])
-    if value.ids is None or weight.tensor is None or not walk.is_whole(weight):
-        return walk.opaque(operation, "a linear layer with a computed weight")
+    if value.ids is None or weight.tensor is None or not _has_stored_tensors(walk, operation):
+        return walk.opaque(operation, "a linear layer with a computed weight or bias")
     inner = walk.along(value.ids, value.ids.ndim - 1, operation)
     _consume(walk, weight.tensor, 1, inner)
     produced = _produce(walk, operation, weight.tensor, 0)
@@ -63,8 +63,8 @@ def _convolution(walk: Walk, operation: Operation) -> Any:
     weight = walk.value(operation.args[1])
     transposed = operation.op.startswith("conv_transpose")
     groups = operation.args[6] if len(operation.args) > 6 else operation.kwargs.get("groups", 1)
-    if value.ids is None or weight.tensor is None or not walk.is_whole(weight):
-        return walk.opaque(operation, "a convolution with a computed weight")
+    if value.ids is None or weight.tensor is None or not _has_stored_tensors(walk, operation):
+        return walk.opaque(operation, "a convolution with a computed weight or bias")
     shape = walk.tensor_shapes[weight.tensor]
     inner = walk.along(walk.uniform(value.ids, range(2, value.ids.ndim), operation), 1, operation)
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
@@ -113,16 +113,21 @@ def _produce(walk: Walk, operation: Operation, tensor: str, axis: int) -> Tensor
     return produced
 
 
+def _has_stored_tensors(walk: Walk, operation: Operation) -> bool:
+    """Whether weight and bias are parameters or buffers themselves, and not what an operator makes of them."""
+    bias = _bias_of(operation)
+    return walk.is_stored(operation.args[1]) and (bias is None or walk.is_stored(bias))
+
+
+def _bias_of(operation: Operation) -> Any:
+    return operation.args[2] if len(operation.args) > 2 else operation.kwargs.get("bias")
+
+
 def _bias(walk: Walk, operation: Operation, produced: Tensor) -> str | None:
-    argument = operation.args[2] if len(operation.args) > 2 else operation.kwargs.get("bias")
-    if argument is None:
-        return None
-    bias = walk.value(argument)
-    if bias.tensor is None or not walk.is_whole(bias):
-        walk.freeze(produced, f"has a computed bias {walk.place(operation)}")
-        return None
-    walk.bind(bias.tensor, 0, produced)
-    return bias.tensor
+    tensor = walk.value(_bias_of(operation)).tensor
+    if tensor is not None:
+        walk.bind(tensor, 0, produced)
+    return tensor
 
 
 def _record(

@@ -170,12 +170,9 @@ class Walk:
             self.couple(left[both], right[both])
         return torch.where(left == FIXED, right, left)
 
-    def is_whole(self, value: Value) -> bool:
-        """Whether a parameter arrives as it is stored, not sliced or reshaped."""
-        assert value.tensor is not None
-        assert value.elements is not None
-        shape = self.tensor_shapes[value.tensor]
-        return tuple(value.elements.shape) == shape
+    def is_stored(self, argument: Any) -> bool:
+        """Whether ``argument`` is a parameter or buffer as it is stored, untouched by any operator."""
+        return isinstance(argument, Ref) and argument.name in self.graph.tensors
 
     def refill(self, item: Any, queue: Any) -> Any:
         """Return ``item`` with tensor references replaced by the next id tensor, sizes by their value."""

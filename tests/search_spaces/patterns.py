@@ -397,6 +397,23 @@ class Tied(Net):
         return self.two(F.relu(self.one(self.stem(x))))
 
 
+class MadeWeights(Net):
+    """Layers and a norm whose tensors are made by an operator, though it leaves every element at its place."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.scaled, self.shifted = conv(3, 5), conv(5, 6), conv(6, 6)
+        self.square, self.norm, self.last = nn.Linear(6, 6), nn.BatchNorm2d(6), conv(6, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = F.relu(F.conv2d(self.stem(x), self.scaled.weight * 0.5, self.scaled.bias, padding=1))
+        x = F.relu(F.conv2d(x, self.shifted.weight, self.shifted.bias.clone(), padding=1))
+        x = F.linear(x.movedim(1, 3), self.square.weight.t(), self.square.bias).movedim(3, 1)
+        norm = self.norm
+        x = F.batch_norm(x + 1, norm.running_mean, norm.running_var, norm.weight.to(x.dtype), norm.bias)
+        return self.last(F.relu(x))
+
+
 class HardCoded(Net):
     """Code that holds a channel number."""
 
@@ -689,6 +706,7 @@ PATTERNS: Mapping[str, Pattern] = {
     "in-place update of a chunk alone": Pattern(ChunkUpdateAlone, 4 + 6),
     "in-place update of another name": Pattern(UpdatedTwice, 5 + 6),
     "tied weights": Pattern(Tied, 6),
+    "weights made by an operator": Pattern(MadeWeights, 6, reason="a convolution with a computed weight"),
     "hard-coded channel number": Pattern(HardCoded, 14, reason="cut network"),
     "checked channel number": Pattern(Asserting, 14, reason="expected 8 channels"),
     "arithmetic on the channel number": Pattern(ScalesWithWidth, 14, reason="differ"),

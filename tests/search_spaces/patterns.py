@@ -256,7 +256,7 @@ class Tokens(Net):
     def body(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         tokens = self.narrow(F.gelu(self.wide(x.permute(0, 2, 3, 1).flatten(0, 2))))
-        return tokens.unflatten(0, (x.shape[0], x.shape[2], x.shape[3])).permute(0, 3, 1, 2)
+        return tokens.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class OwnTable(Net):

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from search_spaces import SearchSpace
+from search_spaces.cost import whole_limit
 from search_spaces.genome import BoolArray, FloatArray
 from search_spaces.latency_measurement import (
     MeasurementOptions,
@@ -89,7 +90,7 @@ def compare_rounding(name: str, options: MeasurementOptions, n_genomes: int) -> 
     _, rounded = trace(name, ROUND_TO)
     rows = []
     for budget in BUDGETS:
-        if budget * rounded.macs_dense < rounded.macs_range[0]:
+        if whole_limit(budget, rounded.macs_dense) < rounded.macs_range[0]:
             continue
         genomes = [
             space.sample(rng=np.random.default_rng(SEED), n=n_genomes, macs_budget=budget) for space in (free, rounded)

@@ -30,6 +30,7 @@ from evoprune.session import knowledge_of, make_executor, make_search, plan_of, 
 from evoprune.stopping import Progress
 from fitness.network import NETWORK_RUNG
 from fitness.seeding import two_step_scores, width_seeds
+from search_spaces.cost import whole_limit
 from search_spaces.genome import BoolArray, genome_digest
 
 GREEDY, DEAP_EA = "greedy", "eaMuPlusLambda"
@@ -194,7 +195,7 @@ class Bench:
     def is_feasible(self, genome: BoolArray, budget: float) -> bool:
         """Return whether ``genome`` ``(n_genes,)`` keeps within the budget."""
         space = self.preparation(budget).space
-        return bool(space.macs(genome[None])[0] <= budget * space.macs_dense)
+        return bool(space.macs(genome[None])[0] <= whole_limit(budget, space.macs_dense))
 
     # ------------------------------------------------------------------ the methods
 

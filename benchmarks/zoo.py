@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import SearchSpace, count_macs, masked, prune_model
+from search_spaces.cost import whole_limit
 from search_spaces.errors import TraceError
 from search_spaces.time_limit import time_limit
 from search_spaces.verification import make_generic, relative_difference
@@ -173,7 +174,7 @@ def compare(model: nn.Module, inputs: Sequence[Tensor], space: SearchSpace) -> t
     rng = np.random.default_rng(SEED)
     worst, exact, compared, skipped = 0.0, True, 0, 0
     for budget in np.linspace(0.3, 0.9, N_GENOMES):
-        if not space.n_genes or budget * space.macs_dense < space.macs_range[0]:
+        if not space.n_genes or whole_limit(budget, space.macs_dense) < space.macs_range[0]:
             skipped += 1
             continue
         genome = space.sample(rng=rng, n=1, macs_budget=float(budget))[0]

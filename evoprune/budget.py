@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from search_spaces.cost import whole_limit
 from search_spaces.errors import BudgetError, OptionError, UnknownNameError
 
 Budgets: TypeAlias = Mapping[str, float]
@@ -167,13 +168,14 @@ def check_reachable(fraction: float, cost_dense: int, cost_range: tuple[int, int
         BudgetError: Even the smallest reachable network costs more; the message names the reachable range.
     """
     smallest, largest = cost_range
-    if fraction * cost_dense < smallest:
+    limit = whole_limit(fraction, cost_dense)
+    if limit < smallest:
         # Rounded up, so that the number in the message is itself a budget that can be reached.
         low = math.ceil(smallest / cost_dense * 1e4) / 1e4
         raise BudgetError(
             f"a budget must lie in the reachable range {low:.4f} to {largest / cost_dense:.4f} of the dense {metric} "
             f"({format_cost(smallest, metric)} to {format_cost(largest, metric)}), but got {fraction:.4g} "
-            f"({format_cost(fraction * cost_dense, metric)}); raise the budget, or lower `min_channels`, `round_to` or "
+            f"({format_cost(limit, metric)}); raise the budget, or lower `min_channels`, `round_to` or "
             "the number of protected layers (`evoprune inspect` lists them)"
         )
 

@@ -16,6 +16,7 @@ from evoprune.result import PickResult
 from evoprune.run_directory import RunDirectory, is_run_own
 from fitness.final_network import final_network
 from search_spaces import SearchSpace
+from search_spaces.cost import whole_limit
 from search_spaces.errors import BudgetError, OptionError, RunDirectoryError
 
 
@@ -91,8 +92,8 @@ def _best_within(run: RunDirectory, space: SearchSpace, metric: str, fraction: f
             f"a network can be picked once a run has judged one, but {run.path} has not; "
             f"continue it with `evoprune resume {run.path}`"
         )
-    costs = space.cost(metric, np.stack([record.genome for record in judged])) / space.cost_range(metric)[1]
-    within = np.flatnonzero(costs <= fraction)
+    whole, cost_dense = space.cost(metric, np.stack([record.genome for record in judged])), space.cost_range(metric)[1]
+    costs, within = whole / cost_dense, np.flatnonzero(whole <= whole_limit(fraction, cost_dense))
     if not len(within):
         raise BudgetError(
             f"a budget must leave a network that the run has judged, but of {len(judged)} the cheapest costs "

@@ -23,6 +23,7 @@ from evoprune.result import (
 from evoprune.run_directory import RunDirectory
 from fitness.evaluation import Evaluation
 from fitness.precision import gains_by_bfloat16
+from search_spaces.cost import whole_limit
 from search_spaces.genome import BoolArray
 
 
@@ -145,7 +146,7 @@ def _budget_figures(metric: str, preparation: Preparation, best: BoolArray, base
         metric=metric,
         unit=space.costs[metric].unit,
         budget=share,
-        limit=int(share * cost_dense),
+        limit=whole_limit(share, cost_dense),
         cost=int(space.cost(metric, best)[0]),
         cost_dense=cost_dense,
         baseline_uniform_l1_cost=int(space.cost(metric, baseline)[0]),

@@ -8,6 +8,7 @@ the kept *counts per group* matter.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,18 @@ from search_spaces.provenance import LayerRecord
 
 #: Activations are counted as float32, whatever the type that a device computes in.
 BYTES_PER_ACTIVATION = 4
+
+
+#: Relative error of a share that was divided out of two whole numbers, or parsed, several times over.
+_SHARE_ROUNDING = 1e-14
+
+
+def whole_limit(share: float, cost_dense: float) -> int:
+    """Return the largest whole cost that is at most ``share`` of ``cost_dense``; what floats round away counts as kept.
+
+    So 0.29 of 100 is 29, and a whole cost divided by ``cost_dense`` comes back as itself, up to 1e13.
+    """
+    return min(math.floor(share * cost_dense * (1 + _SHARE_ROUNDING)), math.floor(cost_dense))
 
 
 class Cost(Protocol):

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from search_spaces.blocks import ResidualBlock, remove_block, silenced
-from search_spaces.cost import Cost, Costs, ProductCost
+from search_spaces.cost import Cost, Costs, ProductCost, whole_limit
 from search_spaces.errors import BudgetError, GenomeShapeError, OptionError, UnknownNameError, check_rules
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.graph import NetworkGraph, as_inputs
@@ -276,7 +276,7 @@ class SearchSpace:
                     f"a {cost.unit} budget must be a fraction in (0, 1] of the dense network, but got {budget!r}; "
                     "pass for instance 0.5"
                 )
-            limits.append(Limit(cost, int(budget * float(cost(self.lattice.sizes[None])[0]))))
+            limits.append(Limit(cost, whole_limit(budget, float(cost(self.lattice.sizes[None])[0]))))
         check_reachable(self.lattice, limits)
         return tuple(limits)
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from search_spaces.cost import Cost
+from search_spaces.cost import Cost, whole_limit
 from search_spaces.errors import BudgetError
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 from search_spaces.groups import ChannelGroup
@@ -86,7 +86,8 @@ class Repairer:
             )
         self.lattice = space.lattice
         self._space = space
-        self._limits = {name: value * space.cost_range(name)[1] for name, value in self.budgets.items()}
+        dense = {name: space.cost_range(name)[1] for name in self.budgets}
+        self._limits = {name: max(whole_limit(value, dense[name]), 1) for name, value in self.budgets.items()}
         self._gene_costs = self._costs_per_gene()
 
     def __call__(

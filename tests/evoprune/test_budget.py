@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evoprune.budget import METRICS, check_reachable, format_cost, format_count, parse_budget, parse_budgets
+from evoprune.budget import METRICS, Budget, check_reachable, format_cost, format_count, parse_budget, parse_budgets
+from search_spaces.cost import whole_limit
 from search_spaces.errors import BudgetError, OptionError, UnknownNameError
 
 DENSE = 125_485_696
@@ -48,6 +49,23 @@ def test_the_message_for_an_unreachable_budget_names_a_reachable_one() -> None:
     with pytest.raises(BudgetError, match=r"reachable range 0\.0099 to 1\.0000 of the dense macs"):
         check_reachable(0.009, DENSE, (smallest, DENSE), "macs")
     check_reachable(0.0099, DENSE, (smallest, DENSE), "macs")
+
+
+@given(st.integers(1, 10**12).flatmap(lambda dense: st.tuples(st.integers(1, dense), st.just(dense))))
+def test_the_cost_of_the_cheapest_network_is_a_budget_and_its_own_limit(costs: tuple[int, int]) -> None:
+    smallest, dense = costs
+    share = Budget("", float(smallest), is_fraction=False).as_fraction(dense)
+    check_reachable(share, dense, (smallest, dense), "macs")
+    assert whole_limit(share, dense) == smallest
+    if smallest > 1:
+        lower = Budget("", float(smallest - 1), is_fraction=False).as_fraction(dense)
+        with pytest.raises(BudgetError, match="reachable range"):
+            check_reachable(lower, dense, (smallest, dense), "macs")
+
+
+@pytest.mark.parametrize(("text", "limit"), [("0.29", 29), ("57%", 57), ("0.299", 29), ("1", 100), ("0.009", 0)])
+def test_a_share_is_the_number_that_people_mean(text: str, limit: int) -> None:
+    assert whole_limit(parse_budget(text).value, 100) == limit
 
 
 @given(st.integers(1, 10**12))

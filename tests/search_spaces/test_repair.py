@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from search_spaces import SearchSpace
+from search_spaces.cost import whole_limit
 from search_spaces.errors import BudgetError, GenomeShapeError, OptionError, UnknownNameError
 from tests.search_spaces.patterns import build_pattern
 from tests.search_spaces.spaces import traced
@@ -22,6 +23,16 @@ NAMES = [
 def trace(name: str, **rules: object) -> SearchSpace:
     model, inputs = build_pattern(name)
     return SearchSpace.trace(model, inputs, verify=False, **rules)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_share_of_the_cheapest_network_is_a_budget(name: str) -> None:
+    space = trace(name)
+    for metric in space.costs:
+        least, most = space.cost_range(metric)
+        assert [limit.at_most for limit in space.limits({metric: least / most})] == [least]
+        genomes = space.sample(rng=np.random.default_rng(0), n=2, budgets={metric: least / most})
+        assert (space.cost(metric, genomes) == least).all()
 
 
 def least_budget(space: SearchSpace) -> float:
@@ -54,7 +65,7 @@ def test_repair_is_feasible_idempotent_and_leaves_no_slack(
     scores = np.random.default_rng(5).random(space.n_genes) if with_scores else None
     low = least_budget(space)
     for budget in (low + 1e-6, 0.5 * (1 + low), 0.2 + 0.8 * low, 1.0):
-        limit = int(budget * space.macs_dense)
+        limit = whole_limit(budget, space.macs_dense)
         fixed = space.repair(genomes, macs_budget=budget, rng=np.random.default_rng(1), scores=scores)
         counts = space.kept_counts(fixed)
         assert (space.macs(fixed) <= limit).all()

@@ -53,7 +53,7 @@ def _linear(walk: Walk, operation: Operation) -> Any:
     _consume(walk, weight.tensor, 1, inner)
     produced = _produce(walk, operation, weight.tensor, 0)
     bias = _bias(walk, operation, produced)
-    positions = math.prod(value.ids.shape[:-1]) / walk.n_samples
+    positions = math.prod(operation.shape[:-1]) / walk.n_samples
     _record(walk, operation, weight.tensor, bias, 1, positions, False, False)
     return Value(ids=produced.expand(*value.ids.shape[:-1], len(produced)))
 
@@ -69,7 +69,7 @@ def _convolution(walk: Walk, operation: Operation) -> Any:
     inner = walk.along(walk.uniform(value.ids, range(2, value.ids.ndim), operation), 1, operation)
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
     places = value.ids.shape[2:] if transposed else operation.shape[2:]
-    positions = value.ids.shape[0] * math.prod(shape[2:]) * math.prod(places) / walk.n_samples
+    positions = operation.shape[0] * math.prod(shape[2:]) * math.prod(places) / walk.n_samples
     is_depthwise = groups > 1 and len(inner) == groups
     if is_depthwise:
         multiplier = shape[1] if transposed else shape[0] // groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +18,8 @@ from search_spaces.provenance import FIXED, Provenance
 
 #: Gene index of a slice that is always kept.
 KEPT = -1
+
+_ROUNDING = 1e-9
 
 
 def kept_slices(genes: IntArray, genome: BoolArray) -> BoolArray:
@@ -80,7 +83,7 @@ class GroupRules:
     Attributes:
         protect: Glob patterns; a group with a matching layer is frozen.
         only: Glob patterns; when given, every group without a matching layer is frozen.
-        min_channels: Fewest channels per group: a count (``int``), or a fraction of the group (``float`` in (0, 1)).
+        min_channels: Fewest channels per group: a whole count, or a fraction of the group in (0, 1).
         round_to: Kept channels per group are a multiple of it, or all.
     """
 
@@ -95,8 +98,9 @@ class GroupRules:
         Raises:
             OptionError: ``min_channels`` is not a positive count or a fraction below 1, or ``round_to`` is below 1.
         """
-        fraction = isinstance(self.min_channels, float)
-        if not (0 < self.min_channels < 1 if fraction else self.min_channels >= 1):
+        value = self.min_channels
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not is_number or not (value >= 1 if isinstance(value, numbers.Integral) else 0 < value < 1):
             raise OptionError(
                 "min_channels must be a count >= 1 or a fraction in (0, 1), "
                 f"but got min_channels={self.min_channels!r}; pass for instance 8 or 0.1"
@@ -111,9 +115,9 @@ class GroupRules:
             OptionError: The group has fewer channels than ``min_channels``.
         """
         n_channels = n_genes * channels_per_gene
-        wanted = (
-            math.ceil(self.min_channels * n_channels) if isinstance(self.min_channels, float) else self.min_channels
-        )
+        is_count = isinstance(self.min_channels, numbers.Integral)
+        # what floats round away counts as kept: 0.07 of 100 channels is 7
+        wanted = self.min_channels if is_count else math.ceil(float(self.min_channels) * n_channels - _ROUNDING)
         if wanted > n_channels:
             raise OptionError(
                 f"min_channels <= n_channels must hold for group {name!r}, but got min_channels={wanted}, "

@@ -6,6 +6,7 @@ from torch import nn
 
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError, UnknownNameError
+from search_spaces.groups import GroupRules
 from tests.search_spaces.patterns import build_pattern
 from tests.search_spaces.spaces import traced
 
@@ -62,6 +63,19 @@ def test_min_channels_counts_channels() -> None:
 def test_min_channels_as_a_fraction_rounds_up() -> None:
     space = trace("residual", min_channels=0.4)
     assert [group.min_keep for group in space.groups] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "n_channels", "least"), [(0.07, 100, 7), (0.14, 50, 7), (0.141, 50, 8), (np.float32(0.5), 7, 4)]
+)
+def test_a_fraction_of_channels_is_the_number_that_people_mean(value: float, n_channels: int, least: int) -> None:
+    assert GroupRules(min_channels=value).min_keep("layer", n_channels, 1) == (least, 1)
+
+
+@pytest.mark.parametrize("value", [True, "8", None, float("nan"), 1.0])
+def test_what_is_no_count_and_no_fraction_is_refused(value: object) -> None:
+    with pytest.raises(OptionError, match="min_channels must be a count"):
+        GroupRules(min_channels=value)  # type: ignore[arg-type]
 
 
 def test_min_channels_of_a_grouped_convolution_counts_channels_not_genes() -> None:

@@ -57,6 +57,7 @@ def export_graph(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> 
                 raise
             except Exception as error:  # exporters raise whatever they meet
                 raise TraceError(_export_failure(model, inputs, error)) from error
+        _check_is_flat(model, program.graph)
         if _has_aliased_updates(program.graph):
             program = program.run_decompositions({})
     return _flatten(model, program, is_dynamic)
@@ -87,6 +88,24 @@ def _export_failure(model: nn.Module, inputs: tuple[Tensor, ...], error: Excepti
         f"{f' ({place})' if place else ''}; a network is traceable when torch.export accepts it: no branch or loop "
         "that depends on values, tensors in and out, and an input of the right shape"
     )
+
+
+def _check_is_flat(model: nn.Module, graph: fx.Graph) -> None:
+    """Check that no operator runs a graph of its own.
+
+    Raises:
+        TraceError: One does; the message names it.
+    """
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            names = {_bare_name(user) for user in node.users}
+            regions = ", ".join(sorted(names)) or node.name
+            place = next(reversed((node.meta.get("nn_module_stack") or {"": ("", "")}).values()))[0]
+            raise TraceError(
+                f"a network must be one flat graph, but {type(model).__name__} holds {regions}"
+                f"{f' in {place!r}' if place else ''}; take torch.autocast, torch.cond and the like out of its forward "
+                "(autocast may be entered around the call of the network)"
+            )
 
 
 def _bare_name(node: fx.Node) -> str:

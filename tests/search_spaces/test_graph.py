@@ -45,6 +45,17 @@ class LoopOverBatch(nn.Module):
         return torch.stack([self.head(self.layer(image).mean((1, 2))) for image in x])
 
 
+class OwnPrecision(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x = self.layer(x)
+        return self.head(x.mean((2, 3)))
+
+
 class EndlessLoop(nn.Module):
     def forward(self, _x: Tensor) -> Tensor:
         while True:
@@ -127,6 +138,13 @@ def test_logging_is_as_before_after_a_failure() -> None:
     with pytest.raises(TraceError):
         export_graph(Branching().eval(), torch.zeros(1, 3, 4, 4))
     assert logger.level == level
+
+
+def test_a_region_with_a_graph_of_its_own_is_named() -> None:
+    with pytest.raises(
+        TraceError, match=r"one flat graph, but OwnPrecision holds wrap_with_autocast.*take torch\.autoc"
+    ):
+        SearchSpace.trace(OwnPrecision(), torch.zeros(2, 3, 4, 4))
 
 
 def test_an_error_of_the_network_is_shown() -> None:

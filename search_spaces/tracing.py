@@ -32,8 +32,13 @@ def private_copy(model: nn.Module) -> nn.Module:
     """Return a copy of ``model`` in evaluation mode, without gradients.
 
     Raises:
-        TraceError: It cannot be copied.
+        TraceError: It is compiled by TorchScript, or cannot be copied.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            f"a network must be written in Python, but {type(model).__name__} is compiled by TorchScript; pass the "
+            "network that it was made from"
+        )
     try:
         twin = copy.deepcopy(model).eval()
     except Exception as error:  # copying runs the user's code

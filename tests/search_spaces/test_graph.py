@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -145,6 +146,16 @@ def test_a_region_with_a_graph_of_its_own_is_named() -> None:
         TraceError, match=r"one flat graph, but OwnPrecision holds wrap_with_autocast.*take torch\.autoc"
     ):
         SearchSpace.trace(OwnPrecision(), torch.zeros(2, 3, 4, 4))
+
+
+def test_a_scripted_network_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated
+        scripted = torch.jit.trace(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4))
+    with pytest.raises(
+        TraceError, match="must be written in Python, but TopLevelTracedModule is compiled by TorchScript"
+    ):
+        SearchSpace.trace(scripted, torch.zeros(2, 3, 4, 4))
 
 
 def test_an_error_of_the_network_is_shown() -> None:

@@ -257,6 +257,7 @@ def build_costs(
     layers: tuple[LayerRecord, ...],
     parameter_shapes: Mapping[str, tuple[int, ...]],
     output_sizes: Mapping[str, int],
+    n_written_always: int,
     macs_dense: int | None,
     block_of_tensor: Mapping[str, int],
 ) -> Costs:
@@ -272,6 +273,7 @@ def build_costs(
         layers: Every convolution and linear call.
         parameter_shapes: Shapes of all parameters (buffers excluded) by qualified name.
         output_sizes: Elements that each call writes for one sample of the dense network, by the operation's name.
+        n_written_always: Elements that calls write for one sample whose weights no genome slices.
         macs_dense: Independent count for the dense network; what the layers do not explain becomes a constant.
         block_of_tensor: Group index of the block gene that removes a parameter, where there is one.
     """
@@ -309,7 +311,7 @@ def build_costs(
     return Costs(
         macs,
         _product_cost(forms, parameter_terms, 0, "parameters"),
-        _product_cost(forms, byte_terms, 0, "bytes"),
+        _product_cost(forms, byte_terms, BYTES_PER_ACTIVATION * n_written_always, "bytes"),
         np.array(sides_of_layers or np.empty((0, 3)), np.int64).reshape(-1, 3),
     )
 

@@ -22,7 +22,7 @@ from search_spaces.errors import TraceError
 from search_spaces.export import export_graph
 from search_spaces.graph import NetworkGraph
 from search_spaces.groups import FrozenChannels, Genes, GroupRules, build_genes
-from search_spaces.provenance import Provenance, trace_provenance
+from search_spaces.provenance import WEIGHTED, Provenance, trace_provenance
 from search_spaces.repair import Lattice
 from search_spaces.surgery import named_tensors
 from search_spaces.verification import count_macs, failing_blocks, failing_groups
@@ -99,7 +99,9 @@ class TracedNetwork:
         n_samples = self.graph.input_shapes[0][0]
         sizes = {operation.name: math.prod(operation.shape) // n_samples for operation in self.graph.operations}
         layers = tuple(self.provenance.layers)
-        return build_costs(genes, layers, self.parameter_shapes, sizes, self.macs, block_of_tensor)
+        known = {layer.operation for layer in layers}
+        n_fixed = sum(sizes[o.name] for o in self.graph.operations if o.op in WEIGHTED and o.name not in known)
+        return build_costs(genes, layers, self.parameter_shapes, sizes, n_fixed, self.macs, block_of_tensor)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ A further operator is supported by one entry in the mapping of its family (``ele
 Sources: the idea of dependency groups is Fang et al. 2023, DepGraph; the id tensors are ours.
 """
 
+from search_spaces.provenance.layers import WEIGHTED
 from search_spaces.provenance.records import FIXED, LayerRecord, Provenance
 from search_spaces.provenance.walk import trace_provenance
 
-__all__ = ["FIXED", "LayerRecord", "Provenance", "trace_provenance"]
+__all__ = ["FIXED", "WEIGHTED", "LayerRecord", "Provenance", "trace_provenance"]

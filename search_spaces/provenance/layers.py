@@ -16,6 +16,10 @@ from search_spaces.provenance.state import Handler, Walk, varies
 CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
 
 
+#: Operators of layers, whether their weights are stored tensors or made by an operator.
+WEIGHTED = CONVOLUTIONS | {"linear"}
+
+
 def _channel_norm(walk: Walk, operation: Operation) -> Any:
     value = walk.value(operation.args[0])
     if value.ids is None:

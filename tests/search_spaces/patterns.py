@@ -353,7 +353,7 @@ class ChunkUpdate(Net):
         self.stem, self.middle = conv(3, 6), conv(6, 8)
 
     def body(self, x: Tensor) -> Tensor:
-        x = self.middle(self.stem(x))
+        x = self.middle(self.stem(x)).detach()  # gradients forbid updates of a part
         x.chunk(2, 1)[0].relu_()
         return x
 
@@ -366,7 +366,7 @@ class ChunkUpdateAlone(Net):
         self.stem, self.last = conv(3, 8), conv(8, 6)
 
     def body(self, x: Tensor) -> Tensor:
-        left, right = self.stem(x).chunk(2, 1)
+        left, right = self.stem(x).detach().chunk(2, 1)
         left.relu_()
         return self.last(torch.cat([left, right], 1))
 

@@ -25,7 +25,7 @@ from search_spaces.graph import Operation, Ref
 from search_spaces.groups import KEPT
 from search_spaces.surgery import slice_tensor
 
-#: Element-wise operators that may overwrite a value which nobody else reads.
+#: Element-wise operators that may overwrite what a layer made, where nobody else reads it.
 _IN_PLACE: Mapping[str, Callable[..., Tensor]] = {
     "relu": torch.ops.aten.relu_.default,
     "hardswish": torch.ops.aten.hardswish_.default,
@@ -81,6 +81,7 @@ class Program:
         self._removals = compiled.removals
         used = {name for step in self.steps for name in step.operation.refs()}
         self._others = {name: t for name, t in self._tensors.items() if name in used}
+        self._read_once = {name for name, readers in self.readers().items() if name in self.layers and len(readers) == 1}
         device = next((t.device for t in self._tensors.values()), torch.device("cpu"))
         self._constants = {name: t.to(device) for name, t in space.graph.constants.items()}
 
@@ -225,8 +226,8 @@ class Program:
         arguments, kwargs = arguments_of(operation, values, self.space, kept)
         target = operation.target
         read = operation.args[0].name if operation.args and isinstance(operation.args[0], Ref) else ""
-        dies_here = read in step.dying and read not in protected and read in self.layers
-        if dies_here and operation.op in _IN_PLACE and len(operation.args) == 1:
+        is_alone = read in self._read_once and read not in protected  # another reader may have made a view of it
+        if is_alone and operation.op in _IN_PLACE and len(operation.args) == 1:
             target = _IN_PLACE[operation.op]
         return target(*arguments, **kwargs)
 

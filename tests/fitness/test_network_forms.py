@@ -130,6 +130,21 @@ class OwnConstant(nn.Module):
         return value
 
 
+class ViewBesideActivation(nn.Module):
+    """A view of what a layer makes is read after the layer's activation, which comes last to read the layer itself."""
+
+    def __init__(self, *, is_split: bool) -> None:
+        super().__init__()
+        self.layer, self.gate, self.is_split = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1), is_split
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        views = y.chunk(2, 1) if self.is_split else (y.flatten(2),)
+        gates = self.gate(functional.relu(y)).flatten(2).chunk(len(views), 1)
+        sums = [view.flatten(2) + gate for view, gate in zip(views, gates, strict=True)]
+        return torch.cat(sums, 1).unsqueeze(3)
+
+
 FORMS: Mapping[str, Callable[[], nn.Module]] = {
     "context block": lambda: Stem(ContextBlock()),
     "scalar offset": lambda: Stem(Offset(1)),
@@ -140,6 +155,8 @@ FORMS: Mapping[str, Callable[[], nn.Module]] = {
     "tokens": lambda: Stem(Tokens(is_flat=True)),
     "channels last": lambda: Stem(Tokens(is_flat=False)),
     "own constant": OwnConstant,
+    "view beside activation": lambda: Stem(ViewBesideActivation(is_split=False)),
+    "parts beside activation": lambda: Stem(ViewBesideActivation(is_split=True)),
 }
 COMPENSATIONS: Mapping[str, Callable[[Program, Tensor], Callable[[BoolArray], SlicedTensors]]] = {
     "sliced": lambda program, _: program.slice,

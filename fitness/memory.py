@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 #: Parts of the messages by which torch's allocator for the CPU, which raises a plain RuntimeError, says so.
@@ -40,3 +41,17 @@ def with_smaller_batches(call: Callable[[int], T], batch_size: int) -> T:
         if on_accelerator:
             torch.cuda.empty_cache()
         batch_size = batch_size // 2
+
+
+def count_bytes(value: Any) -> int:
+    """Return the bytes of the tensors in ``value``, a tensor or any nesting of mappings and sequences; sizes count 0.
+
+    Tensors that share memory count as often as they occur.
+    """
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return count_bytes(value.values())
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        return sum(count_bytes(part) for part in value)
+    return 0

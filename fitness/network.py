@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from fitness.compensation import Prefix, SequentialCompensation, alive_at, run_prefix, solved_before
 from fitness.evaluation import Evaluation
-from fitness.memory import is_out_of_memory, with_smaller_batches
+from fitness.memory import count_bytes, is_out_of_memory, with_smaller_batches
 from fitness.merging import MergeCompensation
 from fitness.options import FitnessOptions
 from fitness.prefix import Pause, PauseStack
@@ -296,7 +296,7 @@ class StageEvaluator(NetworkEvaluator):
         parts = self.images.inputs.split(self.options.batch_size)
         self._starts: list[dict[str, Any]] = [run_prefix(self.program, tensors, part, step) for part in parts]
         kept = [*self._starts, *([self._shared.values] if self._shared is not None else [])]
-        self.prefix_bytes = sum(t.numel() * t.element_size() for values in kept for t in values.values())
+        self.prefix_bytes = count_bytes(kept)
         if self.prefix_bytes > max_bytes:
             self._shared, self._step = None, 0
             self._starts = []

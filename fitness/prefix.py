@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fitness.compensation import Prefix
+from fitness.memory import count_bytes
 from fitness.program import Program
 from search_spaces.genome import BoolArray
 
@@ -39,7 +40,7 @@ class Pause:
     def __post_init__(self) -> None:
         """Count the bytes of the activations."""
         kept = [*self.starts, *([self.compensated.values] if self.compensated is not None else [])]
-        self.n_bytes = sum(t.numel() * t.element_size() for values in kept for t in values.values())
+        self.n_bytes = count_bytes(kept)
 
 
 class PauseStack:

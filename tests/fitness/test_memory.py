@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fitness.memory import is_out_of_memory, with_smaller_batches
+from fitness.memory import count_bytes, is_out_of_memory, with_smaller_batches
 
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
 
@@ -47,3 +47,9 @@ def test_other_errors_pass_at_once() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         with_smaller_batches(call, 8)
     assert tried == [8]
+
+
+def test_bytes_are_those_of_tensors_wherever_they_are() -> None:
+    values = {"map": torch.zeros(2, 3), "parts": [torch.zeros(4), torch.zeros(5, dtype=torch.bfloat16)], "size": 7}
+    assert count_bytes(values) == 4 * (6 + 4) + 2 * 5
+    assert count_bytes([values, {}]) == count_bytes(values)

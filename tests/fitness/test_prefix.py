@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fitness.compensation import CompensationOptions, Prefix, SequentialCompensation
-from fitness.network import NETWORK_RUNG, NetworkEvaluator
+from fitness.network import NETWORK_RUNG, NetworkEvaluator, StageEvaluator
 from fitness.options import FitnessOptions
 from fitness.prefix import Pause, PauseStack
 from fitness.program import Program, SlicedTensors
@@ -110,6 +111,45 @@ def test_the_bound_on_memory_is_kept_and_changes_nothing() -> None:
         for genome, evaluation in zip(genomes, expected, strict=True):
             assert evaluator.evaluate(genome[None], NETWORK_RUNG) == [evaluation]
             assert sum(pause.n_bytes for pause in evaluator._paths.stack._pauses) <= bound
+
+
+class _SizesAndParts(nn.Module):
+    """Squeeze and excitation by sizes that the code asks for, then two layers, each on its half of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.up = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), nn.Linear(4, 8)
+        self.left, self.right, self.head = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        n, channels, _, _ = x.size()
+        gate = self.up(self.down(x.mean((2, 3)).view(n, channels)).relu()).sigmoid()
+        first, second = (x * gate.view(n, channels, 1, 1)).chunk(2, 1)
+        value: Tensor = self.head((self.left(first).relu() + self.right(second).relu()).mean((2, 3)))
+        return value
+
+
+@pytest.mark.parametrize("compensation", ["none", "sequential"])
+def test_sizes_and_parts_are_shared_like_activations(compensation: str) -> None:
+    model = _SizesAndParts().eval()
+    randomise(model)
+    space = SearchSpace.trace(model, torch.zeros(2, 3, 32, 32))
+    program = Program(space, named_tensors(model))
+    assert len(space.groups) == 3
+    genomes = [space.all_ones()[0]]
+    for group in space.groups:
+        for start in (group.start, group.start + 1):
+            genomes.append(genomes[0].copy())
+            genomes[-1][start] = False
+    plain, sharing = (evaluator_of(program, compensation=compensation, max_prefix_bytes=b) for b in (0, 1 << 29))
+    expected = plain.evaluate(np.stack(genomes), NETWORK_RUNG)
+    assert not any(evaluation.failure for evaluation in expected)
+    assert sharing.evaluate(np.stack(genomes), NETWORK_RUNG) == expected
+    for index, group in enumerate(space.groups):
+        rows = [0, 1 + 2 * index, 2 + 2 * index]
+        stage = StageEvaluator(plain, genomes[0], np.arange(group.start, group.stop))
+        assert stage.evaluate(np.stack([genomes[row] for row in rows]), NETWORK_RUNG) == [expected[row] for row in rows]
 
 
 def pauses(stack: PauseStack, program: Program, genomes: BoolArray) -> Iterator[tuple[int | None, int | None]]:

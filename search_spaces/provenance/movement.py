@@ -54,7 +54,7 @@ MOVES = frozenset(
     ]
 )
 #: Movement whose arguments hold the sizes of its result.
-RESHAPES = frozenset(["view", "reshape", "unflatten", "_unsafe_view"])
+RESHAPES = frozenset(["expand", "view", "reshape", "unflatten", "_unsafe_view"])
 LITERAL_CUTS = frozenset(["slice", "split", "split_with_sizes", "narrow", "select", "tensor_split"])
 
 
@@ -85,7 +85,7 @@ def _movement(walk: Walk, operation: Operation) -> Any:
             walk.opaque_tensors.setdefault(value.tensor, f"is moved together with activations {walk.place(operation)}")
     if operation.op in ("cat", "concat"):
         return _concatenation(operation, ids)
-    if operation.op in RESHAPES:
+    if operation.op in RESHAPES and operation.op != "expand":  # which splits no dimension
         _equal_parts_of_split_dimensions(walk, operation, ids[0])
     if operation.op in ("channel_shuffle", "native_channel_shuffle"):
         groups = int(operation.args[1])

@@ -145,6 +145,19 @@ class ViewBesideActivation(nn.Module):
         return torch.cat(sums, 1).unsqueeze(3)
 
 
+class ExpandedGate(nn.Module):
+    """One number per channel is written out over the map by sizes that the code asks for."""
+
+    def __init__(self, *, names_batch: bool) -> None:
+        super().__init__()
+        self.squeeze, self.excite, self.names_batch = nn.Linear(8, 6), nn.Linear(6, 8), names_batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.size()
+        gate = self.excite(functional.relu(self.squeeze(x.mean((2, 3))))).sigmoid().view(n, channels, 1, 1)
+        return x * gate.expand(n if self.names_batch else -1, channels, height, width)
+
+
 FORMS: Mapping[str, Callable[[], nn.Module]] = {
     "context block": lambda: Stem(ContextBlock()),
     "scalar offset": lambda: Stem(Offset(1)),
@@ -155,6 +168,8 @@ FORMS: Mapping[str, Callable[[], nn.Module]] = {
     "tokens": lambda: Stem(Tokens(is_flat=True)),
     "channels last": lambda: Stem(Tokens(is_flat=False)),
     "own constant": OwnConstant,
+    "expanded gate": lambda: Stem(ExpandedGate(names_batch=True)),
+    "expanded gate, open batch": lambda: Stem(ExpandedGate(names_batch=False)),
     "view beside activation": lambda: Stem(ViewBesideActivation(is_split=False)),
     "parts beside activation": lambda: Stem(ViewBesideActivation(is_split=True)),
 }

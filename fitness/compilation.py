@@ -77,7 +77,7 @@ def compile_network(space: SearchSpace, tensors: Mapping[str, Tensor]) -> Compil
             continue
         if name in records:
             layers[name] = fold_layer(space, tensors, operation, records[name], norms.get(name))
-        steps.append(Step(_reading(operation, stand_in), layers.get(name)))
+        steps.append(Step(_without_updates(_reading(operation, stand_in)), layers.get(name)))
     outputs = tuple(stand_in.get(name, name) for name in graph.outputs)
     ordered = _with_deaths(_shortcuts_first(steps, outputs), outputs)
     removals = {
@@ -89,8 +89,8 @@ def compile_network(space: SearchSpace, tensors: Mapping[str, Tensor]) -> Compil
 def _foldable_norms(space: SearchSpace) -> dict[str, Operation]:
     """Return, by layer, the batch norm that is its only reader.
 
-    Its statistics are tensors of its own: with those of the batch nothing is fixed, and a norm behind several layers
-    cannot be taken apart again for each of them.
+    Its statistics are tensors of its own: with those of the batch, or computed ones, nothing is fixed, and a norm
+    behind several layers cannot be taken apart again for each of them.
     """
     consumers, outputs = space.graph.consumers(), set(space.graph.outputs)
     norms: dict[str, Operation] = {}
@@ -98,11 +98,25 @@ def _foldable_norms(space: SearchSpace) -> dict[str, Operation]:
         readers = consumers.get(name, [])
         if len(readers) != 1 or readers[0].op not in BATCH_NORMS or readers[0].args[0] != Ref(name):
             continue
+        if _is_by_batch(readers[0]):
+            continue
         own = [argument.name for argument in readers[0].args[1:5] if isinstance(argument, Ref)]
         has_statistics = all(isinstance(argument, Ref) for argument in readers[0].args[3:5])
-        if has_statistics and all(len(consumers[tensor]) == 1 for tensor in own):
+        if has_statistics and all(tensor in space.graph.tensors and len(consumers[tensor]) == 1 for tensor in own):
             norms[name] = readers[0]
     return norms
+
+
+def _is_by_batch(operation: Operation) -> bool:
+    """Return whether ``operation`` is a batch norm in training mode: it normalises by the batch at hand."""
+    return operation.op == "batch_norm" and operation.args[5] is not False
+
+
+def _without_updates(operation: Operation) -> Operation:
+    """Return ``operation`` without running statistics where it would only update them: a program changes no tensor."""
+    if not _is_by_batch(operation):
+        return operation
+    return replace(operation, args=(*operation.args[:3], None, None, *operation.args[5:]))
 
 
 def _stand_ins(operations: Sequence[Operation], norms: Mapping[str, Operation]) -> dict[str, str]:

@@ -66,7 +66,8 @@ class Recalibration:
         for step in program.steps:
             if step.operation.op in BATCH_NORMS:
                 value, mean, variance = (step.operation.args[place] for place in (0, 3, 4))
-                if isinstance(mean, Ref) and isinstance(variance, Ref):
+                own = [part.name for part in (mean, variance) if isinstance(part, Ref)]
+                if len(own) == 2 and all(name in program.space.graph.tensors for name in own):
                     self._norms.setdefault(value.name, []).append((mean.name, variance.name))
 
     def __call__(self, genome: BoolArray, _: Prefix | None = None) -> SlicedTensors:

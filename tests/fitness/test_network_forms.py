@@ -103,6 +103,29 @@ class BatchStatistics(nn.Module):
         return functional.relu(self.norm(self.layer(x)))
 
 
+class FunctionalBatchStatistics(FunctionalNorm):
+    """A function that normalises by the batch at hand, whatever the mode; it has statistics to update, or copies."""
+
+    def __init__(self, *, copies: bool) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, power = (self.mean.clone(), self.power.clone()) if self.copies else (self.mean, self.power)
+        y = functional.batch_norm(self.layer(x), mean, power, self.scale, self.shift, training=True)
+        value: Tensor = self.last(functional.relu(y))
+        return value
+
+
+class ComputedNorm(FunctionalNorm):
+    """A batch norm by statistics that are computed from the network's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.batch_norm(self.layer(x), self.mean, self.power.abs(), self.scale * 2, self.shift)
+        value: Tensor = self.last(functional.relu(y))
+        return value
+
+
 class Tokens(nn.Module):
     """Linear layers over tokens, on a residual stream."""
 
@@ -163,6 +186,9 @@ FORMS: Mapping[str, Callable[[], nn.Module]] = {
     "scalar offset": lambda: Stem(Offset(1)),
     "offset per channel": lambda: Stem(Offset(1, 8, 1, 1)),
     "functional norm": lambda: Stem(FunctionalNorm()),
+    "functional batch statistics": lambda: Stem(FunctionalBatchStatistics(copies=False)),
+    "functional batch statistics, copied": lambda: Stem(FunctionalBatchStatistics(copies=True)),
+    "computed norm": lambda: Stem(ComputedNorm()),
     "shared norm": lambda: Stem(SharedNorm()),
     "batch statistics": lambda: Stem(BatchStatistics()),
     "tokens": lambda: Stem(Tokens(is_flat=True)),
@@ -289,6 +315,13 @@ def test_targets_are_what_the_layer_puts_out_and_not_what_its_activation_leaves(
     for name, target in targets.items():
         assert torch.equal(target.rows, values[name])
         assert name == "linear_2" or target.rows.min() < 0
+
+
+def test_a_norm_by_the_batch_at_hand_updates_nothing() -> None:
+    _, program, inputs, _ = prepared("functional batch statistics")
+    before = {name: tensor.clone() for name, tensor in program.raw_tensors.items()}
+    program.run(program.slice(program.space.all_ones()[0]), [inputs])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in program.raw_tensors.items())
 
 
 def test_a_network_with_constants_of_its_own_runs_in_bfloat16() -> None:

@@ -109,7 +109,8 @@ def prepare(
 
     Raises:
         UnknownNameError: No model or data set has the name.
-        OptionError: An option breaks a rule that only the network or the data can tell, such as those of the mode.
+        OptionError: An option breaks a rule that only the network or the data can tell, such as those of the mode, or
+            the network's weights are not float32.
         DataError: The images cannot be read.
         WeightsError: The weights cannot be read, or belong to another network.
         TraceError: The network cannot be traced.
@@ -131,6 +132,7 @@ def prepare(
     if isinstance(options, SearchOptions) and latency_table is None:
         check_table_is_given(options, data.n_classes, data.input_shape, is_object=model is not None)
     network = _build(options, model, data.n_classes, data.input_shape, dense_weights)
+    _check_number_types(network)
     observer.on_stage("tracing the network", None)
     space_record = _space_record(options)
     space = space_record.trace(network, data.input_shape)
@@ -284,6 +286,23 @@ def _private_copy(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} must be copyable, but copy.deepcopy raised {type(error).__name__}: {error}; "
             "remove what cannot be copied (open files, locks, generators) from the network"
         ) from error
+
+
+def _check_number_types(network: nn.Module) -> None:
+    """Check that the weights of ``network`` are float32; integers, and buffers that numpy has a type for, may be there.
+
+    Raises:
+        OptionError: A parameter is of another type, or a buffer is bfloat16.
+    """
+    parameters = [("parameter", name, tensor) for name, tensor in network.named_parameters()]
+    buffers = [("buffer", name, tensor) for name, tensor in network.named_buffers() if tensor.dtype == torch.bfloat16]
+    for kind, name, tensor in [*parameters, *buffers]:
+        if tensor.dtype != torch.float32 and (tensor.is_floating_point() or tensor.is_complex()):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise OptionError(
+                f"a network is searched in float32, but {kind} {name!r} of {type(network).__name__} is {dtype}; "
+                "pass `model.float()`, and convert the small network afterwards"
+            )
 
 
 def _train(options: NetworkOptions, data: ImageData, device: torch.device, observer: Observer) -> nn.Module:

@@ -81,7 +81,8 @@ class Program:
         self._removals = compiled.removals
         used = {name for step in self.steps for name in step.operation.refs()}
         self._others = {name: t for name, t in self._tensors.items() if name in used}
-        self._read_once = {name for name, readers in self.readers().items() if name in self.layers and len(readers) == 1}
+        readers = self.readers()
+        self._read_once = {name for name in self.layers if len(readers.get(name, [])) == 1}
         device = next((t.device for t in self._tensors.values()), torch.device("cpu"))
         self._constants = {name: t.to(device) for name, t in space.graph.constants.items()}
 

@@ -206,6 +206,44 @@ def test_a_network_that_cannot_be_copied(tmp_path: Path) -> None:
         network.stream.close()
 
 
+class Scaled(nn.Module):
+    """A network whose input is multiplied by a buffer."""
+
+    factor: torch.Tensor
+
+    def __init__(self, factor: torch.Tensor) -> None:
+        super().__init__()
+        self.layers = small_network()
+        self.register_buffer("factor", factor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = self.layers(x * self.factor)
+        return value
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (small_network().bfloat16(), "parameter '0.weight' of Sequential is bfloat16"),
+        (small_network().half(), "parameter '0.weight' of Sequential is float16"),
+        (small_network().double(), "parameter '0.weight' of Sequential is float64"),
+        (nn.Sequential(small_network(), nn.Linear(2, 2).double()), r"parameter '1\.weight' of Sequential is float64"),
+        (Scaled(torch.tensor(1.0).bfloat16()), "buffer 'factor' of Scaled is bfloat16"),
+    ],
+)
+def test_networks_that_are_not_float32_are_refused(model: nn.Module, message: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=rf"searched in float32, but {message}; pass `model\.float\(\)`"):
+        evoprune.search(model, bars(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float16])
+def test_buffers_of_other_types_may_be_there(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = Scaled(torch.tensor(1, dtype=dtype))
+    found = evoprune.search(model, bars(), out=tmp_path / "run", budget=0.6, population_size=4, n_generations=0)
+    assert found.macs <= 0.6 * found.macs_dense
+
+
 def test_inspecting_an_object(network: nn.Module) -> None:
     summary = evoprune.inspect(network, input_shape=(3, 8, 8))
     assert summary.model == "Network"

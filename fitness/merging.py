@@ -25,6 +25,7 @@ from torch import Tensor
 from fitness.compensation import Prefix, solved_before
 from fitness.folding import FoldedLayer, slice_layer
 from fitness.program import Program, SlicedTensors
+from fitness.regression import finite_columns
 from search_spaces.errors import GenomeShapeError, UnknownNameError, check_rules
 from search_spaces.genome import BoolArray, FloatArray, IntArray
 
@@ -228,8 +229,8 @@ class MergeCompensation:
 def input_moments(program: Program, inputs: Tensor, batch_size: int) -> dict[str, tuple[InputMoments, ...]]:
     """Return, per layer that can merge, the moments of its input; one forward pass, no gradient.
 
-    Positions are images times places of a map; sums are in float64. Genes that stand for different numbers of input
-    channels of a layer are apart.
+    Positions are images times places of a map; sums are in float64. Positions with a value that is not finite are left
+    out. Genes that stand for different numbers of input channels of a layer are apart.
 
     Args:
         program: The folded network.
@@ -244,7 +245,7 @@ def input_moments(program: Program, inputs: Tensor, batch_size: int) -> dict[str
 
     def record(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
         for (_, columns), entry in zip(places.get(layer.name, ()), sums.get(layer.name, ()), strict=True):
-            rows = gene_rows(layer, values[program.input_of[layer.name]], columns)
+            rows = finite_columns(gene_rows(layer, values[program.input_of[layer.name]], columns))
             entry[0] += rows.sum(dim=1).cpu().numpy()
             entry[1] += (rows @ rows.T).cpu().numpy()
             entry[2] += rows.shape[1]

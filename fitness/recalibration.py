@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fitness.compensation import Prefix, solved_before
 from fitness.folding import BATCH_NORMS, FoldedLayer, keep_mask
 from fitness.program import Program, SlicedTensors
+from fitness.regression import finite_columns
 from search_spaces.genome import BoolArray, IntArray
 from search_spaces.graph import Ref
 
@@ -21,7 +23,8 @@ from search_spaces.graph import Ref
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Replace the running statistics of every batch norm by their mean over ``batches``; return how many there are.
 
-    Norms without running statistics are left alone. Mode, momentum and gradients of ``model`` are as before on return,
+    Norms without running statistics are left alone. Positions with a value that is not finite count in no statistics.
+    Mode, momentum and gradients of ``model`` are as before on return,
     also when the forward pass raises.
 
     Args:
@@ -31,12 +34,14 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     modes = {module: module.training for module in model.modules()}
     momenta = {module: module.momentum for module in norms}
+    forwards = {module: vars(module).get("forward") for module in norms}
     model.eval()
     try:
         for module in norms:
             module.reset_running_stats()
             module.momentum = None  # cumulative average
             module.train()
+            vars(module)["forward"] = partial(_forward_by_finite, module, module.forward)
         with torch.no_grad():
             for batch in batches:
                 model(batch)
@@ -45,7 +50,25 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
             part.training = mode
         for module, momentum in momenta.items():
             module.momentum = momentum
+        for module, forward in forwards.items():
+            vars(module).pop("forward", None)
+            if forward is not None:
+                vars(module)["forward"] = forward
     return len(norms)
+
+
+def _forward_by_finite(norm: _BatchNorm, forward: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """Return what ``forward`` of ``norm``, in training mode, would make of the positions of ``value`` that are finite.
+
+    The others are normalised by the statistics of these.
+    """
+    rows = value.transpose(0, 1).flatten(1)
+    finite = finite_columns(rows)
+    if finite.shape[1] == rows.shape[1] or finite.shape[1] < 2:
+        return forward(value)
+    forward(finite.T.reshape(-1, len(rows), *[1] * (value.ndim - 2)))  # updates the statistics
+    variance, mean = torch.var_mean(finite, dim=1, correction=0)
+    return nn.functional.batch_norm(value, mean, variance, norm.weight, norm.bias, eps=norm.eps)
 
 
 class Recalibration:
@@ -131,7 +154,11 @@ def _moments(value: Tensor) -> tuple[Tensor, Tensor, float]:
     """Return mean and variance per channel of ``(n, channels, ...)`` in float32, and what makes the variance unbiased.
 
     As in training, the batch itself is normalised by the variance as it is, and what is kept of it is unbiased.
+    Positions with a value that is not finite are left out.
     """
     rows = value.float().transpose(0, 1).flatten(1)
     variance, mean = torch.var_mean(rows, dim=1, correction=0)
+    if not bool(torch.isfinite(mean + variance).all()):
+        rows = finite_columns(rows)
+        variance, mean = torch.var_mean(rows, dim=1, correction=0)
     return mean, variance, rows.shape[1] / max(rows.shape[1] - 1, 1)

@@ -69,6 +69,12 @@ def gather_patches(layer: FoldedLayer, value: Tensor, positions: Tensor, output_
     return patches.reshape(-1, taps.numel() * channels).float()
 
 
+def finite_columns(rows: Tensor) -> Tensor:
+    """Return ``rows`` ``(channels, n)`` without the columns that hold a value that is not finite."""
+    is_finite = torch.isfinite(rows).all(dim=0)
+    return rows if bool(is_finite.all()) else rows[:, is_finite]
+
+
 def to_rows(weight: Tensor) -> Tensor:
     """Return a weight ``(out, in, ...)`` as ``(out, kernel * in)`` with the input channel fastest."""
     return weight.movedim(1, -1).reshape(weight.shape[0], -1)

@@ -208,6 +208,18 @@ def test_moments_do_not_depend_on_the_batch_size() -> None:
             assert np.allclose(one.mean, other.mean, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["convolution", "linear", "grouped"])
+def test_an_image_that_is_not_finite_is_left_out(name: str) -> None:
+    _, program, inputs = program_of(name)
+    lost = torch.cat([inputs[:3], torch.full_like(inputs[:1], torch.inf), inputs[3:]])
+    found, expected = (input_moments(program, part, 16) for part in (lost, inputs))
+    assert expected
+    for layer, parts in expected.items():
+        for one, other in zip(parts, found[layer], strict=True):
+            np.testing.assert_allclose(other.mean, one.mean, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(other.second, one.second, rtol=1e-5, atol=1e-6)
+
+
 def test_rows_of_a_gene_are_its_channels() -> None:
     _, program, _ = program_of("concat of itself")
     layer = next(item for item in program.layers.values() if item.in_genes is not None and len(item.in_genes) == 8)

@@ -55,6 +55,29 @@ def test_modes_and_momenta_come_back_when_the_forward_raises() -> None:
     assert model[0][1].momentum == 0.2
 
 
+def with_a_lost_image(inputs: Tensor) -> Tensor:
+    """Return ``inputs`` and one image more, of which nothing is finite."""
+    return torch.cat([inputs[:3], torch.full_like(inputs[:1], torch.nan), inputs[3:]])
+
+
+def test_an_image_that_is_not_finite_counts_in_no_statistics() -> None:
+    found, expected = (Chain(conv_bn(3, 6), conv_bn(6, 4), width=4).eval() for _ in range(2))
+    found.load_state_dict(expected.state_dict())
+    recalibrate(found, [with_a_lost_image(images(8)), images(4, seed=2)])
+    recalibrate(expected, [images(8), images(4, seed=2)])
+    for name, tensor in expected.state_dict().items():
+        assert torch.allclose(found.state_dict()[name], tensor, atol=1e-6), name
+    assert not any("forward" in vars(module) for module in found.modules())
+
+    space = SearchSpace.trace(expected, images(2))
+    program = Program(space, named_tensors(expected))
+    genome = space.sample(rng=np.random.default_rng(0), n=1)[0]
+    lost, plain = (Recalibration(program, inputs)(genome) for inputs in (with_a_lost_image(images(8)), images(8)))
+    for name in program.layers:
+        assert torch.allclose(lost.weights[name], plain.weights[name], atol=1e-6)
+        assert torch.allclose(lost.biases[name], plain.biases[name], atol=1e-6)
+
+
 def test_network_without_norms_is_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1)).eval()
     assert recalibrate(model, [images(4)]) == 0

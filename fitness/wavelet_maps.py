@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,22 @@ from search_spaces.genome import IntArray
 _FLOAT_BYTES = 4
 
 
-def collect_maps(program: Program, inputs: Tensor, options: WaveletOptions) -> dict[int, npt.NDArray[np.float32]]:
-    """Return the maps ``(n_images, size, height, width)`` of every group that a layer reads, in float32.
+@dataclass(frozen=True)
+class GroupMaps:
+    """The feature maps of one channel group.
+
+    Attributes:
+        values: ``(n, size, height, width)``.
+        is_per_image: Whether there is one map per image, in the order of the images. A network that folds frames or
+            tiles into the batch has others.
+    """
+
+    values: npt.NDArray[np.float32]
+    is_per_image: bool
+
+
+def collect_maps(program: Program, inputs: Tensor, options: WaveletOptions) -> dict[int, GroupMaps]:
+    """Return the maps of every group that a layer reads, in float32.
 
     Of each group as many images, at least one, as fit into ``options.max_bytes`` in float32: the bound is on the maps
     of one group, and all groups are held at once.
@@ -27,10 +42,14 @@ def collect_maps(program: Program, inputs: Tensor, options: WaveletOptions) -> d
     readers = _readers(program)
     parts: dict[int, list[npt.NDArray[np.float32]]] = {}
     held: dict[int, int] = {}
+    folded: set[int] = set()
+    n_images = 0  # of the batch that is running
 
     def record(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
         for index, places in readers.get(layer.name, ()):
             maps = _maps(values[program.input_of[layer.name]], layer, torch.from_numpy(places))
+            if len(maps) != n_images:
+                folded.add(index)
             per_image = maps[0].numel() * _FLOAT_BYTES
             n_left = max(1, options.max_bytes // max(per_image, 1)) - held.get(index, 0)
             if n_left > 0:
@@ -40,8 +59,9 @@ def collect_maps(program: Program, inputs: Tensor, options: WaveletOptions) -> d
     dense = program.slice(program.space.all_ones()[0]).cast(inputs.dtype)
     with torch.inference_mode():
         for part in inputs.split(options.batch_size):
+            n_images = len(part)
             program.run(dense, [part], on_layer=record)
-    return {index: np.concatenate(batches) for index, batches in parts.items()}
+    return {index: GroupMaps(np.concatenate(batches), index not in folded) for index, batches in parts.items()}
 
 
 def _readers(program: Program) -> dict[str, list[tuple[int, IntArray]]]:

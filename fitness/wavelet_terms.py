@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fitness.exact_sums import exactly_summable
+from fitness.wavelet_maps import GroupMaps
 from fitness.wavelet_transform import Coefficients, WaveletOptions, transform
 from search_spaces.genome import FloatArray, IntArray
 from search_spaces.groups import ChannelGroup
@@ -75,7 +76,8 @@ class GroupWavelets:
         group: The channel group.
         stage: Index of its stage.
         distances: Terms of the squared distance from the aggregate of all channels, relative to its energy.
-        between: ``(size,)`` scatter of the class means of each channel's sub-band energies; zero without labels.
+        between: ``(size,)`` scatter of the class means of each channel's sub-band energies; zero without labels, and
+            where there is not one map per image.
         within: ``(size,)`` scatter within the classes.
         detail_share: ``(size,)`` mean share of a channel's energy that lies in its details; 1 where maps are too small
             to have any, 0 for a map without energy.
@@ -108,7 +110,7 @@ class GroupWavelets:
 def summarise(
     group: ChannelGroup,
     stage: int,
-    maps: npt.NDArray[np.float32],
+    group_maps: GroupMaps,
     classes: IntArray | None,
     options: WaveletOptions,
 ) -> GroupWavelets:
@@ -117,10 +119,14 @@ def summarise(
     Args:
         group: The channel group.
         stage: Index of its stage.
-        maps: ``(n_images, size, height, width)``.
+        group_maps: Of ``n_images`` images; where not every image has one map, which class each has is not known.
         classes: ``(m,)`` of the first ``m >= n_images`` images, or None.
         options: How to decompose and compare.
     """
+    maps = group_maps.values
+    if classes is not None and not group_maps.is_per_image:
+        _LOGGER.warning("%s: classes are not compared, the network has not one feature map per image", group.name)
+        classes = None
     finite = np.isfinite(maps).all(axis=(1, 2, 3))
     if not finite.all():
         _LOGGER.warning("%s: %d images left out, their feature maps are not finite", group.name, int((~finite).sum()))

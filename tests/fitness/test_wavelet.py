@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import pywt
 import torch
+from torch import nn
 
 from fitness.program import Program
 from fitness.wavelet import WaveletAggregation, WaveletEvaluator
 from fitness.wavelet_transform import AGGREGATIONS, WaveletOptions, transform
 from search_spaces.errors import OptionError, UnknownNameError
 from search_spaces.genome import BoolArray
-from tests.fitness.networks import NETWORKS, program_of
+from tests.fitness.networks import NETWORKS, images, prepared, program_of
 
 LABELS = torch.arange(24) % 3
 
@@ -215,6 +216,40 @@ def test_memory_bounds_the_images_which_are_held_in_float32(dtype: torch.dtype) 
     aggregation = WaveletAggregation(program, inputs.to(dtype), LABELS, options)
     assert aggregation.groups[0].n_images == 5
     assert np.isfinite(aggregation.fitness(some_genomes(program))).all()
+
+
+class Tiles(nn.Module):
+    """Four tiles of every image go through the first layers, as images of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 4, 1)
+        self.hidden, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tiles = x.unflatten(3, (2, 4)).unflatten(2, (2, 4)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        y = self.last(self.second(self.first(tiles).relu()).relu()).mean((2, 3)).unflatten(0, (-1, 4)).mean(1)
+        value: torch.Tensor = self.head(self.hidden(y).relu())
+        return value
+
+
+@pytest.mark.parametrize("max_bytes", [1, 1 << 26])
+def test_classes_are_not_compared_where_images_have_several_maps(
+    max_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    _, program = prepared(Tiles())
+    labels = torch.arange(32) % 3
+    aggregation = WaveletAggregation(program, images(32), labels, WaveletOptions(max_bytes=max_bytes, batch_size=10))
+    terms = {entry.group.name: entry for entry in aggregation.groups}
+    for name in ("first", "second"):
+        assert not terms[name].between.any()
+        assert f"{name}: classes are not compared" in caplog.text
+    assert "hidden:" not in caplog.text
+    assert np.isfinite(aggregation.fitness(some_genomes(program))).all()
+    if max_bytes > 1:
+        assert terms["first"].n_images == 4 * 32
+        assert terms["hidden"].between.any()
 
 
 def test_options_are_checked() -> None:

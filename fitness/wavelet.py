@@ -61,7 +61,10 @@ class WaveletAggregation:
         ]
 
     def stage_terms(self, genomes: BoolArray) -> tuple[FloatArray, FloatArray]:
-        """Return representative and discriminative term per stage, ``(n, n_stages)`` each: the mean over its groups."""
+        """Return representative and discriminative term per stage, ``(n, n_stages)`` each: the mean over its groups.
+
+        Both are 0 for a stage of groups that no layer reads.
+        """
         self.space.check_genomes(genomes)
         shape = (len(genomes), len(self.stages))
         representation, discrimination, count = np.zeros(shape), np.zeros(shape), np.zeros(len(self.stages))
@@ -84,9 +87,20 @@ class WaveletAggregation:
         return np.asarray(value + self.options.saving * self.saving(genomes)[:, None])
 
     def fitness(self, genomes: BoolArray) -> FloatArray:
-        """Return the mean over stages of :meth:`stage_fitness`, ``(n,)``, larger = better."""
-        values = self.stage_fitness(genomes)
+        """Return the mean over stages with maps of :meth:`stage_fitness`, ``(n,)``, larger = better."""
+        values = self._of_measured_stages(self.stage_fitness(genomes))
         return np.asarray(values.mean(axis=1)) if values.shape[1] else self.options.saving * self.saving(genomes)
+
+    def mean_terms(self, genomes: BoolArray) -> tuple[FloatArray, FloatArray]:
+        """Return the means over stages with maps of :meth:`stage_terms`, ``(n,)`` each; 0 where there are none."""
+        representation, discrimination = (self._of_measured_stages(terms) for terms in self.stage_terms(genomes))
+        if not representation.shape[1]:
+            return np.zeros(len(genomes)), np.zeros(len(genomes))
+        return np.asarray(representation.mean(axis=1)), np.asarray(discrimination.mean(axis=1))
+
+    def _of_measured_stages(self, values: FloatArray) -> FloatArray:
+        """Return the columns of ``values`` ``(n, n_stages)`` whose stage has a group with maps."""
+        return values.compress(np.isin(np.arange(len(self.stages)), [entry.stage for entry in self.groups]), axis=1)
 
     def scores(self) -> FloatArray:
         """Return how wanted each gene is, ``(n_genes,)``, larger = more: detail share times Fisher ratio, ours."""
@@ -120,7 +134,7 @@ class WaveletEvaluator:
             raise UnknownNameError("rung", rung, self.rungs)
         started = time.perf_counter()
         fitness = self.aggregation.fitness(genomes)
-        representation, discrimination = (terms.mean(axis=1) for terms in self.aggregation.stage_terms(genomes))
+        representation, discrimination = self.aggregation.mean_terms(genomes)
         saving = self.aggregation.saving(genomes)
         metrics = [
             {"representation": float(own), "discrimination": float(apart), "saving": float(saved)}

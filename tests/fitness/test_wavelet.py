@@ -178,6 +178,22 @@ def test_stages_are_resolutions() -> None:
     assert len(names) == 2
 
 
+def test_a_stage_without_maps_counts_in_no_mean() -> None:
+    _, program, inputs = program_of("transposed")
+    aggregation = WaveletAggregation(program, inputs, LABELS)
+    whole = program.space.all_ones()
+    expected = aggregation.fitness(whole)
+    assert len(aggregation.stages) > 1
+    aggregation.groups = [entry for entry in aggregation.groups if entry.stage == 0]
+    assert aggregation.groups
+    assert aggregation.fitness(whole) == pytest.approx(expected)
+    (evaluation,) = WaveletEvaluator(aggregation).evaluate(whole, "wavelet")
+    assert evaluation.metrics["representation"] == pytest.approx(1)
+    aggregation.groups = []
+    assert aggregation.fitness(whole) == pytest.approx(0)
+    assert WaveletEvaluator(aggregation).evaluate(whole, "wavelet")[0].metrics["representation"] == 0
+
+
 def test_evaluator_follows_its_contract() -> None:
     _, program, inputs = program_of("coupled, several readers")
     evaluator = WaveletEvaluator(WaveletAggregation(program, inputs, LABELS))

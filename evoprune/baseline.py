@@ -41,7 +41,8 @@ def uniform_l1_genome(model: nn.Module, space: SearchSpace, budgets: Mapping[str
     """Return the ``(n_genes,)`` genome that keeps an equal share of channels, as large as ``budgets`` allow.
 
     As published, channels that several layers make together (a residual stream) stay whole, which is also the stronger
-    baseline; where the budget cannot be met so, every group keeps the same share.
+    baseline; where the budget cannot be met so, every group keeps the same share. Blocks stay as long as it can be met
+    by widths.
 
     Args:
         model: The dense network.

@@ -91,6 +91,8 @@ def uniform_genomes(
 ) -> BoolArray:
     """Return genomes ``(n, n_genes)`` that keep the same share of every group, as large as the budgets allow.
 
+    No block is removed but where the smallest widths alone do not meet the budgets.
+
     Args:
         repairer: Budgets and groups.
         noise: ``(n,)``; 0 keeps the best scored channels at equal shares, larger values blur widths (as the sigma of a
@@ -106,6 +108,7 @@ def uniform_genomes(
 
     def at(share: FloatArray) -> BoolArray:
         wanted = np.floor(share[:, None] * factors * lattice.sizes).astype(np.int64)
+        wanted = np.where(lattice.is_block, 1, wanted)  # a share of one gene would be none of it
         counts = lattice.floor(np.minimum(wanted, lattice.sizes))
         return positions < np.repeat(counts, lattice.sizes, axis=1)
 

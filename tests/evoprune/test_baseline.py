@@ -30,6 +30,15 @@ def test_an_equal_share_at_the_budget(name: str, budget: float, metric: str) -> 
         assert coupled == {1.0} if budget == 0.7 else max(coupled) < 0.5
 
 
+@pytest.mark.parametrize("budget", [0.7, 0.04])
+def test_blocks_that_could_be_removed_stay(budget: float) -> None:
+    model = build_model("resnet20", model_args={"width": 0.5})
+    images = torch.zeros(2, 3, 16, 16)
+    space = SearchSpace.trace(model, images, block_genes=True)
+    genome = uniform_l1_genome(model, space, {"macs": budget}, seed=0)
+    assert all(genome[group.start : group.stop].all() for group in space.groups if group.kind == "block")
+
+
 def test_the_largest_filters_stay() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
     with torch.no_grad():

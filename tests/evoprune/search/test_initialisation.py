@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from evoprune.search import InitialShares, Repairer, initial_population, normalise_scores, uniform_genomes
+from search_spaces import SearchSpace
 from search_spaces.errors import BudgetError, OptionError
 from search_spaces.genome import genome_digest
+from search_spaces.models import build_model
 from search_spaces.repair import count_kept
 from tests.evoprune.fakes import tiny_space
 
@@ -67,6 +70,20 @@ def test_the_uniform_individual_keeps_equal_shares_of_the_best_channels() -> Non
     assert is_feasible.any()
     assert not is_feasible.all()
     assert (count_kept(genome[None], lattice)[0] >= counts[is_feasible].max(axis=0)).all()
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.1])
+def test_uniform_individuals_shrink_widths_and_keep_their_blocks(budget: float) -> None:
+    model = build_model("resnet20", model_args={"width": 0.5})
+    space = SearchSpace.trace(model, torch.zeros(2, 3, 16, 16), block_genes=True)
+    repairer = Repairer(space, {"macs": budget})
+    rng = np.random.default_rng(0)
+    genomes = uniform_genomes(repairer, np.array([0.0, 0.0, 0.3]), rng=rng, scores=rng.random(space.n_genes))
+    counts = count_kept(genomes, repairer.lattice)
+    is_block = repairer.lattice.is_block
+    assert len(space.blocks) == is_block.sum() > 0
+    assert counts[:, is_block].all()
+    assert (counts / repairer.lattice.sizes)[:, ~is_block].mean(axis=1).max() < 0.8
 
 
 def test_a_tiny_space_gives_what_it_has() -> None:

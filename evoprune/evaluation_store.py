@@ -1,5 +1,8 @@
 """Every evaluated genome of a run, once per rung, in one SQLite file: the cache of the search and its history.
 
+Where the network that genomes are cut from changes during a run, a genome is there once for each of them: ``since`` is
+the first generation of that network.
+
 Beside it, for whoever watches the run, one row per generation and where the search stands now.
 
 The file is written in write-ahead mode, one transaction per call, so that a process that is killed leaves every
@@ -28,8 +31,10 @@ _APPLICATION_ID = 0x65767072  # "evpr", the mark by which a foreign SQLite file 
 _BUSY_TIMEOUT_S = 30.0
 _N_KEYS_PER_QUERY = 500  # below SQLite's oldest limit of 999 bound values
 
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+_META_SCHEMA = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);"
+_ANY_SINCE = -1
+"""Of rows that do not say: they hold for whoever asks from their generation on, or from an earlier one."""
+_SCHEMA = f"""
 CREATE TABLE evaluations (
     digest TEXT NOT NULL,
     rung TEXT NOT NULL,
@@ -43,16 +48,26 @@ CREATE TABLE evaluations (
     n_images INTEGER NOT NULL,
     seconds REAL NOT NULL,
     failure TEXT NOT NULL,
-    PRIMARY KEY (digest, rung)
+    since INTEGER NOT NULL DEFAULT {_ANY_SINCE},
+    PRIMARY KEY (digest, rung, since)
 );
 CREATE INDEX evaluations_in_order ON evaluations (generation, rung, position);
 """
-#: Additions to version 1, made where they are missing.
+#: Additions to version 1, made where they are missing: ``since``, and the tables of the course.
 _COURSE_SCHEMA = """
 CREATE TABLE IF NOT EXISTS generations (generation INTEGER PRIMARY KEY, row TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS status (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL);
 """
 _COLUMNS = "digest, rung, generation, position, genome, macs, n_params, objective, metrics, n_images, seconds, failure"
+_SINCE_SCHEMA = f"""
+BEGIN IMMEDIATE;
+ALTER TABLE evaluations RENAME TO without_since;
+DROP INDEX IF EXISTS evaluations_in_order;
+{_SCHEMA}
+INSERT INTO evaluations ({_COLUMNS}) SELECT {_COLUMNS} FROM without_since;
+DROP TABLE without_since;
+COMMIT;
+"""  # noqa: S608 - literals only
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,8 @@ class EvaluationStore:
                 # Not every file system can hold a write-ahead log; SQLite then keeps its rollback journal, as safe.
                 self._connection.execute("PRAGMA journal_mode = WAL").close()
                 self._connection.execute("PRAGMA synchronous = NORMAL").close()
+                if not self._says_since():
+                    self._connection.executescript(_SINCE_SCHEMA)
                 self._connection.executescript(_COURSE_SCHEMA)
         except sqlite3.DatabaseError as error:
             self._connection.close()
@@ -143,29 +160,46 @@ class EvaluationStore:
                 self._connection.execute("PRAGMA journal_mode = DELETE").close()
         self._connection.close()
 
-    def get_many(self, digests: Sequence[str], rung: str) -> dict[str, StoredEvaluation]:
-        """Return the evaluations at ``rung`` of those ``digests`` that have one, by digest."""
+    def get_many(self, digests: Sequence[str], rung: str, *, since: int = 0) -> dict[str, StoredEvaluation]:
+        """Return the evaluations at ``rung`` of those ``digests`` that have one, by digest.
+
+        Args:
+            digests: Of genomes.
+            rung: What judged them.
+            since: First generation of the network that they are cut from.
+
+        Raises:
+            RunDirectoryError: The file cannot be read.
+        """
+        holds = "generation >= ?"
+        if self._says_since():
+            holds = f"(since = ? OR since = {_ANY_SINCE} AND generation >= ?)"
         found: dict[str, StoredEvaluation] = {}
         for start in range(0, len(digests), _N_KEYS_PER_QUERY):
             keys = list(digests[start : start + _N_KEYS_PER_QUERY])
             marks = ", ".join("?" * len(keys))
-            sql = f"SELECT {_COLUMNS} FROM evaluations WHERE rung = ? AND digest IN ({marks})"  # noqa: S608 - marks only
-            for record in self._select(sql, [rung, *keys]):
+            sql = f"SELECT {_COLUMNS} FROM evaluations WHERE rung = ? AND digest IN ({marks}) AND {holds}"  # noqa: S608
+            for record in self._select(sql, [rung, *keys, *[since] * holds.count("?")]):
                 found[record.evaluation.digest] = record
         return found
 
-    def put_many(self, records: Sequence[StoredEvaluation]) -> int:
-        """Add ``records`` in one transaction and return how many were new; a (digest, rung) already there is kept.
+    def put_many(self, records: Sequence[StoredEvaluation], *, since: int = 0) -> int:
+        """Add ``records`` in one transaction and return how many were new.
+
+        Args:
+            records: One whose digest, rung and ``since`` are there already is left out.
+            since: First generation of the network that their genomes are cut from.
 
         Raises:
             RunDirectoryError: The file cannot be written (full disk, damaged file).
         """
-        rows = [_to_row(record) for record in records]
-        marks = ", ".join("?" * 12)
+        rows = [(*_to_row(record), since) for record in records]
+        marks = ", ".join("?" * 13)
         try:
             before = self._connection.total_changes
             with self._connection:
-                self._connection.executemany(f"INSERT OR IGNORE INTO evaluations ({_COLUMNS}) VALUES ({marks})", rows)  # noqa: S608
+                sql = f"INSERT OR IGNORE INTO evaluations ({_COLUMNS}, since) VALUES ({marks})"  # noqa: S608 - marks only
+                self._connection.executemany(sql, rows)
             return self._connection.total_changes - before
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
@@ -238,6 +272,10 @@ class EvaluationStore:
         sql = f"SELECT {_COLUMNS} FROM evaluations {where} {order}"  # noqa: S608 - literals only
         yield from self._select(sql, [] if rung is None else [rung])
 
+    def _says_since(self) -> bool:
+        """Return whether rows say which network they hold for; those of an older evoprune do not."""
+        return bool(self._rows("SELECT 1 FROM pragma_table_info('evaluations') WHERE name = 'since'"))
+
     def _has_course(self) -> bool:
         """Return whether the file has what :meth:`put_course` writes; one of an older evoprune does not."""
         return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = 'status'"))
@@ -295,7 +333,7 @@ class EvaluationStore:
         meta = {"n_genes": str(n_genes), "space_fingerprint": space_fingerprint}
         rows = "".join(f"INSERT INTO meta VALUES ('{key}', '{value}');" for key, value in meta.items())  # noqa: S608
         marks = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
-        self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {rows} {marks} COMMIT;")
+        self._connection.executescript(f"BEGIN IMMEDIATE; {_META_SCHEMA} {_SCHEMA} {rows} {marks} COMMIT;")
 
     def _check(self, n_genes: int | None, space_fingerprint: str | None) -> int:
         application_id = self._pragma("application_id")

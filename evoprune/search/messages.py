@@ -24,7 +24,8 @@ class EvaluationRequest:
         role: What the rung is used for; a ``probe`` measures the space and is no part of a population.
         genomes: ``(n, n_genes)``, distinct and feasible; ``n`` may be 0.
         digests: Identities of the genomes.
-        since: Evaluations of generations before it do not answer: they judged cuts of another dense network.
+        since: The first generation of the dense network that they are cuts of; what was judged for another one does
+            not answer.
     """
 
     generation: int

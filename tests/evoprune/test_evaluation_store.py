@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,57 @@ def test_the_first_evaluation_of_a_genome_at_a_rung_is_the_one_that_stays(tmp_pa
         assert store.get_many([digest], "network")[digest].evaluation.objective == 0.5
         assert store.count_by_rung() == {"network": 1, "distil": 1}
         assert len(store) == 2
+
+
+def test_a_genome_is_there_once_for_every_network_that_it_is_cut_from(tmp_path: Path) -> None:
+    digest = make_record(1).evaluation.digest
+    with EvaluationStore(tmp_path / "e.sqlite", N_GENES) as store:
+        for since, objective in ((0, 0.5), (3, 0.7), (3, 0.9)):
+            store.put_many([make_record(1, objective=objective)], since=since)
+        assert len(store) == len(list(store.records())) == 2
+        found = [store.get_many([digest], "network", since=since) for since in (0, 3, 4)]
+    assert [record[digest].evaluation.objective for record in found[:2]] == [0.5, 0.7]
+    assert not found[2]
+
+
+def test_a_store_whose_rows_name_no_network_is_read_and_continued(tmp_path: Path) -> None:
+    path = tmp_path / "e.sqlite"
+    records = [make_record(seed) for seed in range(8)]  # of generations 0 and 1
+    digests = [record.evaluation.digest for record in records]
+    with EvaluationStore(path, N_GENES, "space") as store:
+        store.put_many(records)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("""
+            DROP INDEX evaluations_in_order;
+            ALTER TABLE evaluations RENAME TO newer;
+            CREATE TABLE evaluations (
+                digest TEXT NOT NULL, rung TEXT NOT NULL, generation INTEGER NOT NULL, position INTEGER NOT NULL,
+                genome BLOB NOT NULL, macs INTEGER NOT NULL, n_params INTEGER NOT NULL, objective REAL,
+                metrics TEXT NOT NULL, n_images INTEGER NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL,
+                PRIMARY KEY (digest, rung)
+            );
+            CREATE INDEX evaluations_in_order ON evaluations (generation, rung, position);
+            INSERT INTO evaluations SELECT digest, rung, generation, position, genome, macs, n_params, objective,
+                metrics, n_images, seconds, failure FROM newer;
+            DROP TABLE newer;
+        """)
+
+    def assert_complete(store: EvaluationStore) -> None:
+        assert [r.evaluation for r in store.records()] == [r.evaluation for r in records]
+        assert list(store.get_many(digests, "network")) == list(dict.fromkeys(sorted(digests)))
+        assert set(store.get_many(digests, "network", since=1)) == set(digests[4:])
+
+    before = path.read_bytes()
+    with EvaluationStore(path, read_only=True) as store:
+        assert_complete(store)
+    assert path.read_bytes() == before
+    for _ in range(2):
+        with EvaluationStore(path, N_GENES, "space") as store:
+            assert_complete(store)
+    with EvaluationStore(path, N_GENES, "space") as store:
+        assert store.put_many(records[:4], since=1) == 4
+        assert set(store.get_many(digests, "network", since=1)) == set(digests)
+        assert len(store) == 12
 
 
 def test_failures_and_missing_figures_survive(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 import evoprune
 from evoprune import api
+from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import Executor, InProcessExecutor
 from evoprune.layer_distillation import FOLDER, DistilledNetworks, FollowingExecutor
 from evoprune.modes.layerwise import LayerwiseSearch
@@ -217,6 +218,9 @@ def test_a_run_is_cut_from_what_was_distilled_and_says_so(tmp_path: Path) -> Non
         plain / "best" / "weights.safetensors"
     ).read_bytes()
     assert all(figures.cost <= figures.limit for figures in results[2].budgets)
+    for path, result in ((distilled, results[2]), (plain, results[0])):
+        with EvaluationStore(path / "evaluations.sqlite", read_only=True) as store:
+            assert len(store) == result.n_evaluations == sum(rung.n_evaluations for rung in result.rungs.values())
     with pytest.raises(OptionError, match="distilled 2 steps between its layers"):
         api.pick(distilled, 0.6, model=model, data=data())
 

@@ -209,6 +209,11 @@ class EvaluationStore:
         rows = self._rows("SELECT rung, count(*) FROM evaluations GROUP BY rung ORDER BY rung")
         return {str(rung): int(n) for rung, n in rows}
 
+    def count_after(self, generation: int) -> int:
+        """Return the number of evaluations, over all rungs, that generations after ``generation`` asked for."""
+        ((n,),) = self._rows("SELECT count(*) FROM evaluations WHERE generation > ?", (generation,))
+        return int(n)
+
     def seconds_by_rung(self) -> dict[str, float]:
         """Return the seconds that the evaluations of each rung took, added up over all workers."""
         rows = self._rows("SELECT rung, sum(seconds) FROM evaluations GROUP BY rung")
@@ -280,9 +285,9 @@ class EvaluationStore:
         """Return whether the file has what :meth:`put_course` writes; one of an older evoprune does not."""
         return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = 'status'"))
 
-    def _rows(self, sql: str) -> list[Any]:
+    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
-            with closing(self._connection.execute(sql)) as cursor:
+            with closing(self._connection.execute(sql, values)) as cursor:
                 return cursor.fetchall()
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error

@@ -105,6 +105,8 @@ class _Session:
         self._checkpoints = CheckpointFolder(run_directory.checkpoint_path)
         self._n_evaluations = 0
         self._n_cached = 0
+        self._n_saved = 0  # evaluations up to the last checkpoint
+        self._n_cached_before = 0
         self._elapsed_before_s = 0.0
         self._started_at = clock()
         self._is_interrupted = threading.Event()
@@ -134,13 +136,15 @@ class _Session:
                     self._run_directory.append_log("failed", reason=message)
                 self._listeners.failure(message)
                 raise
+        # Those of a generation that an earlier session began count, too, where this one did not ask for them again.
+        n_begun = self._store.count_after(self._search.generation)
         outcome = SearchOutcome(
             status,
             reason,
             self._search.best,
             self._search.generation,
-            self._n_evaluations,
-            self._n_cached,
+            max(self._n_evaluations, self._n_saved + n_begun),
+            max(self._n_cached, self._n_cached_before),
             self._elapsed_s,
         )
         self._run_directory.append_log(
@@ -283,15 +287,18 @@ class _Session:
         for reason in skipped:
             self._listeners.warning(f"checkpoint passed over: {reason}")
         # Work on a generation that did not end has taken its time, too.
-        self._elapsed_before_s = float(self._store.status().get("elapsed_s", 0.0))
+        status = self._store.status()
+        self._elapsed_before_s = float(status.get("elapsed_s", 0.0))
+        self._n_cached_before = int(status.get("n_cached", 0))
         if checkpoint is None:
             return
         self._search.restore(SearchState(checkpoint.arrays, checkpoint.data["search"]))
-        self._n_evaluations = int(checkpoint.data["n_evaluations"])
+        self._n_evaluations = self._n_saved = int(checkpoint.data["n_evaluations"])
         self._n_cached = int(checkpoint.data["n_cached"])
         self._elapsed_before_s = max(self._elapsed_before_s, float(checkpoint.data["elapsed_s"]))
 
     def _save(self) -> None:
+        self._n_saved = self._n_evaluations
         state = self._search.state()
         data = {
             "search": dict(state.data),

@@ -417,6 +417,8 @@ def test_time_counts_that_went_into_a_generation_that_did_not_end(tmp_path: Path
     assert second.best.digest == first.best.digest
     assert len(stored(directory)) == n_stored
     assert second.elapsed_s >= first.elapsed_s
+    assert first.n_evaluations == n_stored
+    assert (second.n_evaluations, second.n_cached) == (first.n_evaluations, first.n_cached)
 
 
 DIES_AT = {

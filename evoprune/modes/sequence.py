@@ -92,7 +92,7 @@ class SequentialSearch:
     def _priors(self, part: SubSpace) -> list[Prior]:
         """Return what the priors of the task say about the genes of ``part``."""
         priors = (_restricted(prior, part) for prior in self.task.priors)
-        return [prior for prior in priors if prior.says_anything]
+        return [prior for prior in priors if prior.says_anything(part.lattice)]
 
     def _priced(self, evaluation: Evaluation, genome: BoolArray) -> float:
         """Return what the open search minimises for ``genome`` ``(n_genes,)``."""

@@ -41,10 +41,11 @@ class Prior:
     classes: IntArray | None = None
     learn: LearnScores | None = None
 
-    @property
-    def says_anything(self) -> bool:
-        """Whether any part is there."""
-        return bool(self.similarity) or any(part is not None for part in (self.scores, self.classes, self.learn))
+    def says_anything(self, lattice: Lattice) -> bool:
+        """Return whether any part is there; classes alone speak where one has several members in a group."""
+        if self.similarity or self.scores is not None or self.learn is not None:
+            return True
+        return self.classes is not None and bool(_closeness_of_classes(self.classes, self.name, lattice))
 
     def fingerprint(self) -> str:
         """Return the identity of the content, BLAKE2b-64."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,17 @@ def make_strategy(
     seed: int = 5,
     n_generations: int = 2,
     seeds: BoolArray | None = None,
+    priors: Sequence[Prior] = (),
     **options: Any,
 ) -> Strategy:
-    """Return the strategy of ``mode`` on the tiny space."""
+    """Return the strategy of ``mode`` on the tiny space; ``priors`` come after one of scores."""
     budgets = {"macs": 1.0 if budget is None else budget}
     plan = ladder or LadderPlan("network")
     config = SearchConfig(budgets, plan, population_size=6, n_generations=n_generations)
     scores = np.random.default_rng(3).random(tiny_space().n_genes)
     resolved = SearchOptions(mode=mode, seed=seed, budget=("1" if budget is None else str(budget),), **options)
     task = SearchTask(
-        tiny_space(), config, resolved, scores, seeds, scores_are_errors=True, priors=(Prior("scores", scores),)
+        tiny_space(), config, resolved, scores, seeds, scores_are_errors=True, priors=(Prior("scores", scores), *priors)
     )
     return MODES[mode].build(task)
 

@@ -9,7 +9,7 @@ import pytest
 
 from evoprune.modes import MODES, SearchTask
 from evoprune.modes.layerwise import LayerwiseSearch, layer_ladder
-from evoprune.search import LadderPlan, SearchState
+from evoprune.search import LadderPlan, Prior, SearchState
 from search_spaces.errors import OptionError
 from tests.evoprune.fakes import tiny_space
 from tests.evoprune.modes.driving import (
@@ -43,6 +43,17 @@ def test_equal_seeds_give_equal_runs_and_a_search_restored_anywhere_goes_on_as_i
         assert_equal_states(resumed.state(), whole.state())
     assert whole.best is not None
     assert whole.best.rung == "dear"
+
+
+def test_classes_guide_the_layers_in_which_one_has_doubles_and_leave_the_others_alone() -> None:
+    space = tiny_space()
+    classes = np.arange(space.n_genes)
+    start = space.groups[1].start
+    classes[start : start + 2] = classes[start]
+    search = layerwise(priors=[Prior("classes", classes=classes)])
+    advance(search, make_evaluator())
+    guided = {row["stage"] for row in search.logbook if "share_classes" in row}
+    assert guided == {space.groups[1].name}
 
 
 @pytest.mark.parametrize("budget", [0.4, 0.7])

@@ -230,6 +230,7 @@ def finetune(
         model: The dense network, where the run was started with an object.
         data: The images, where the run was started with an object.
         out: Folder of the artefact; by default ``finetuned`` in the run directory, with a number where that exists.
+            One that is made while the training lasts is not replaced: a number is added then, too.
         observer: Hears of progress, and may stop the training; nothing is written then.
         **options: Fields of :class:`evoprune.options.FinetuneOptions`; the seed is that of the run by default.
 

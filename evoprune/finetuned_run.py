@@ -16,6 +16,7 @@ from evoprune.options import FinetuneOptions
 from evoprune.preparation import Preparation
 from evoprune.result import FinetuneResult
 from evoprune.run_directory import RunDirectory, write_json
+from evoprune.run_paths import free_path
 
 
 def finetune_run(
@@ -35,7 +36,7 @@ def finetune_run(
         options: How to train.
         preparation: The dense network and the images; test images are read before and after.
         description: Of the network in ``best``.
-        target: Folder of the artefact.
+        target: Folder of the artefact; where it exists once the training is over, a number is added to its name.
         observer: Hears of progress, and may stop the training; nothing is written then.
         device: Where to train.
 
@@ -70,6 +71,9 @@ def finetune_run(
     wall_s = time.perf_counter() - started
     observer.on_stage("testing the networks", None)
     before, after = (accuracy(net.to(device), images.test, images, device=device) for net in (small, finetuned.model))
+    if target.exists():  # made meanwhile, as by another training of this run
+        target, taken = free_path(target), target
+        observer.on_note(f"{taken} exists by now: the finetuned network goes to {target}")
     save_artefact(target, finetuned.model, description.model_copy(update={"finetuned_epochs": n_epochs_done}))
     result = FinetuneResult(
         artefact=target,

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import evoprune
 from evoprune.artefact import read_description
+from evoprune.observer import SilentObserver
+from evoprune.result import FinetuneResult
 from fitness.data import load_data, normalise
 from search_spaces.cost import whole_limit
 from search_spaces.models import build_model, load_weights
@@ -292,6 +295,35 @@ def test_images_are_normalised_as_asked_and_as_recorded(
         assert outcome.json["test_accuracy"] == result["test_accuracy"]
         assert (asked[-1]["mean"], asked[-1]["std"]) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     assert "such as 0.4914,0.4822,0.4465, but got '0.5;0.5'" in run("search", "--mean", "0.5;0.5").message
+
+
+@pytest.mark.parametrize("out", [None, "TRAINED"])
+def test_two_finetunings_at_a_time_keep_both_networks(
+    finished: tuple[Path, Any], tmp_path: Path, out: str | None
+) -> None:
+    folder = tmp_path / "RUN"
+    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("finetuned*", "export*"))
+    place = None if out is None else tmp_path / out
+    inner: list[FinetuneResult] = []
+    notes: list[str] = []
+
+    class Meanwhile(SilentObserver):
+        def on_step(self, n_done: float, figures: Mapping[str, float]) -> None:  # noqa: ARG002 - when is enough
+            if not inner:
+                inner.append(evoprune.finetune(folder, epochs=1, batch_size=16, out=place))
+
+        def on_note(self, text: str) -> None:
+            notes.append(text)
+
+    outer = evoprune.finetune(folder, epochs=1, batch_size=16, out=place, observer=Meanwhile())
+    first = folder / "finetuned" if place is None else place
+    second = first.with_name(f"{first.name}-2")
+    assert (inner[0].artefact, outer.artefact) == (first, second)
+    assert [json.loads((path / "finetune.json").read_text())["artefact"] for path in (first, second)] == [
+        str(first),
+        str(second),
+    ]
+    assert f"{first} exists by now: the finetuned network goes to {second}" in notes
 
 
 def test_finetune_writes_an_artefact_of_its_own(finished: tuple[Path, Any]) -> None:

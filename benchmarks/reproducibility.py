@@ -152,17 +152,17 @@ def measure(case: Case, mode: str, setting: Setting, command_line: CommandLine, 
 
 def search_command(case: Case, mode: str, setting: Setting) -> list[str]:
     """Return the command of one search but for its run directory and workers."""
-    generations = 1 if mode in FEWER_GENERATIONS else setting.generations
-    sizes = {
+    sizes: dict[str, str | int] = {
         "--budget": case.budget,
         "--mode": mode,
         "--seed": setting.seed,
-        "--population": setting.population,
-        "--generations": generations,
         "--n-fitness-images": setting.images,
         "--n-calibration-images": setting.images,
         "--train-epochs": setting.train_epochs,
     }
+    if MODES[mode].has_course:
+        sizes["--population"] = setting.population
+        sizes["--generations"] = 1 if mode in FEWER_GENERATIONS else setting.generations
     if MODES[mode].uses_elites and MODES[mode].own_ladder is None:
         sizes["--n-elite-images"] = setting.images
     given = [str(part) for option in sizes.items() for part in option]

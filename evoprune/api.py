@@ -19,7 +19,7 @@ from evoprune.finetuned_run import finetune_run
 from evoprune.fitness_plan import check_fitness
 from evoprune.inspection import SpaceSummary, draw_space, summarise_space
 from evoprune.latency_tables import LatencyReport, measure_and_check
-from evoprune.limits import LIMITS, record_limits, with_limits
+from evoprune.limits import LIMITS, check_course, record_limits, with_limits
 from evoprune.loggers import make_loggers
 from evoprune.observer import Observer, SilentObserver
 from evoprune.optimisation import accuracy
@@ -89,6 +89,7 @@ def search(
             f"`{given[0]}` too; leave it out"
         )
     check_fitness(resolved, is_object=not isinstance(model, str))
+    check_course(resolved)
     loggers = make_loggers(resolved.loggers, resolved.model_dump(mode="json"))
     device = resolve_device(resolved.device)
     path = default_run_path(resolved) if out is None else Path(out)

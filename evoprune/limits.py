@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evoprune.checkpoint import CheckpointFolder
@@ -23,6 +23,26 @@ from search_spaces.errors import OptionError, RunDirectoryError
 #: Options that say when a run ends, and what it is compared with then; they may be others when it is resumed, since no
 #: genome of the search depends on them.
 LIMITS = ("n_generations", "max_evaluations", "max_time_s", "patience", "target", "min_hypervolume_gain", "compare")
+
+
+def check_course(options: SearchOptions, names: Iterable[str] = ("population_size", *LIMITS)) -> None:
+    """Check that neither sizes nor stop rules are given in a mode that has no generations.
+
+    Args:
+        options: Resolved options.
+        names: Those that are given now.
+
+    Raises:
+        OptionError: There is one, which nothing would read.
+    """
+    for name in names:
+        value, usual = getattr(options, name), SearchOptions.model_fields[name].default
+        is_true = name == "n_generations" and value == 0
+        if value != usual and not is_true and not MODES[options.mode].has_course:
+            raise OptionError(
+                f"the mode {options.mode!r} judges one network and has no generations, but got {name}={value}; leave "
+                "it out, or choose another mode"
+            )
 
 
 def stop_rules(options: SearchOptions) -> tuple[StopRule, ...]:
@@ -69,6 +89,7 @@ def with_limits(run: RunDirectory, options: SearchOptions, given: Mapping[str, A
             f"{run.limits_path} must hold the limits of the run, but {error}; delete it for those it began with"
         ) from error
     limited = resolve_options(SearchOptions, before.model_dump() | changed)
+    check_course(limited, changed)
     if limited.n_generations != before.n_generations:
         _check_generations(run, limited, before.n_generations)
     return limited

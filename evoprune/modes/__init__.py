@@ -31,6 +31,7 @@ MODES: Mapping[str, Mode] = {
         take_uniform_l1,
         is_informed=False,
         needs_baseline=True,
+        has_course=False,
         uses_screens=False,
         uses_elites=False,
     ),

@@ -84,6 +84,7 @@ class Mode:
         build: Makes the strategy.
         is_informed: Whether it starts from channel scores and seeds; they cost some seconds.
         needs_baseline: Whether it starts from the uniform-L1 genome.
+        has_course: Whether there are generations; else given genomes are judged, and sizes and stop rules are not read.
         uses_screens: Whether cheap rungs may leave offspring out before they are judged.
         uses_elites: Whether a dear rung may judge the best once more.
         default_budget: The budget where none is given; ``1`` is none.
@@ -98,6 +99,7 @@ class Mode:
     build: Callable[[SearchTask], Strategy]
     is_informed: bool = True
     needs_baseline: bool = False
+    has_course: bool = True
     uses_screens: bool = True
     uses_elites: bool = True
     default_budget: str = "0.3"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import evoprune
 from evoprune.artefact import read_description
 from evoprune.interruption import InterruptedRunError
+from search_spaces.errors import OptionError
 from tests.integration.command_line import run, small_search
 from tests.integration.test_interruption import _CtrlC, _same_run
 
@@ -22,14 +23,15 @@ RUNS = {"pareto": None, "random": "0.5", "uniform-l1": "0.5"}
 N_GENERATIONS = 2
 
 
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return small_search(tmp_path_factory.mktemp("inputs"), population_size=6, n_generations=N_GENERATIONS)
-
-
 @pytest.fixture(scope="module", params=RUNS)
 def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def options(mode: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    sizes = {} if mode == "uniform-l1" else {"population_size": 6, "n_generations": N_GENERATIONS}
+    return small_search(tmp_path_factory.mktemp("inputs"), **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +69,44 @@ def test_each_mode_evaluates_what_it_says(mode: str, uninterrupted: Path) -> Non
     assert n_judged == (1 if mode == "uniform-l1" else 6 * (N_GENERATIONS + 1))
     if mode == "uniform-l1":
         assert result["n_evaluations"] == 1
-    if mode == "uniform-l1":
         assert result["test_accuracy"] == result["baseline_uniform_l1_adapted_test_accuracy"]
         assert result["macs"] == result["baseline_uniform_l1_macs"]
     if mode != "pareto":
         assert result["macs"] <= 0.5 * result["macs_dense"]
+
+
+@pytest.mark.parametrize("mode", ["uniform-l1"], indirect=True, scope="module")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("population_size", 5), ("n_generations", 3), ("max_evaluations", 9), ("max_time_s", 9.0), ("patience", 2)),
+        ("target", 0.0),
+    ],
+)
+def test_sizes_and_stop_rules_are_refused_where_there_are_no_generations(
+    options: dict[str, Any], uninterrupted: Path, tmp_path: Path, name: str, value: float
+) -> None:
+    told = rf"'uniform-l1' judges one network and has no generations, but got {name}={value}; leave it out"
+    with pytest.raises(OptionError, match=told):
+        evoprune.search(**options, mode="uniform-l1", budget="0.5", out=tmp_path / "RUN", **{name: value})
+    assert not list(tmp_path.iterdir())
+    if name != "population_size":
+        with pytest.raises(OptionError, match=told):
+            evoprune.resume(uninterrupted, **{name: value})
+    assert evoprune.resume(uninterrupted).n_evaluations == 1
+
+
+@pytest.mark.parametrize("mode", ["uniform-l1"], indirect=True, scope="module")
+def test_a_run_that_was_started_with_sizes_that_nothing_reads_still_opens(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evoprune.api.check_course", lambda _: None)
+    given = {**options, "mode": "uniform-l1", "budget": "0.5", "population_size": 6, "n_generations": 2}
+    with pytest.raises(InterruptedRunError):
+        evoprune.search(**given, out=tmp_path / "RUN", observer=_CtrlC("generations", 0.1))
+    monkeypatch.undo()
+    assert evoprune.resume(tmp_path / "RUN").n_evaluations == 1
+    assert evoprune.finetune(tmp_path / "RUN", epochs=1).epochs_done == 1
 
 
 @pytest.mark.parametrize("mode", ["pareto"], indirect=True, scope="module")

@@ -158,8 +158,9 @@ def search_command(case: Case, mode: str, setting: Setting) -> list[str]:
         "--seed": setting.seed,
         "--n-fitness-images": setting.images,
         "--n-calibration-images": setting.images,
-        "--train-epochs": setting.train_epochs,
     }
+    if "--weights" not in case.options:
+        sizes["--train-epochs"] = setting.train_epochs
     if MODES[mode].has_course:
         sizes["--population"] = setting.population
         sizes["--generations"] = 1 if mode in FEWER_GENERATIONS else setting.generations

@@ -82,6 +82,11 @@ def search(
     named = {"model": _name_of(model), "data": _name_of(data)}
     resolved = with_absolute_paths(resolve_options(SearchOptions, {**options, **named, "budget": budget}))
     _check_object(model, {**options, "weights": resolved.weights})
+    if resolved.weights is not None and options.get("train_epochs") is not None:
+        raise OptionError(
+            f"a network whose weights are given is not trained, but got train_epochs={resolved.train_epochs} beside "
+            f"weights={str(resolved.weights)!r}; leave one of them out"
+        )
     given = [name for name in ("mean", "std") if getattr(resolved, name) is not None]
     if not isinstance(data, str) and given:
         raise OptionError(

@@ -10,6 +10,7 @@ import typer
 
 from evoprune.budget import METRICS
 from evoprune.cli.arguments import INPUT_PANEL, RUN_PANEL
+from evoprune.options import SearchOptions
 
 _MODE = partial(typer.Option, rich_help_panel="How the space is searched")
 _EVOLUTION = partial(typer.Option, rich_help_panel="Evolution")
@@ -71,7 +72,13 @@ Compare = Annotated[
 ]
 NCalibrationImages = Annotated[int, _FITNESS(help="Training images that a candidate is adapted on.")]
 NFitnessImages = Annotated[int, _FITNESS(help="Images that judge a candidate.")]
-TrainEpochs = Annotated[int, _INPUTS(help="Epochs of training where no weights are given.")]
+TrainEpochs = Annotated[
+    int | None,
+    _INPUTS(
+        help="Epochs of training where no weights are given.",
+        show_default=str(SearchOptions.model_fields["train_epochs"].default),
+    ),
+]
 SeedWith = Annotated[
     str, _EVOLUTION(help="Criteria that propose first genomes: names of `evoprune list criteria`, mixture or none.")
 ]

@@ -71,7 +71,7 @@ def search(
     data_root: arg.DataRoot = None,
     mean: arg.Mean = None,
     std: arg.Std = None,
-    train_epochs: opt.TrainEpochs = DEFAULTS["train_epochs"],
+    train_epochs: opt.TrainEpochs = None,
     device: arg.Device = DEFAULTS["device"],
     log: opt.Log = None,
     as_json: arg.AsJson = False,
@@ -79,6 +79,7 @@ def search(
     """Search the smaller network of a budget, and write it with its report to a run directory."""
     from evoprune import api
 
+    training: dict[str, Any] = {} if train_epochs is None else {"train_epochs": train_epochs}
     with rich_observer() as observer:
         result = api.search(
             model,
@@ -133,7 +134,7 @@ def search(
             data_root=data_root,
             mean=arg.parse_channel_figures(mean, "--mean"),
             std=arg.parse_channel_figures(std, "--std"),
-            train_epochs=train_epochs,
+            **training,
             device=device,
             loggers=tuple(name.strip() for names in log or () for name in names.split(",")),
         )

@@ -71,6 +71,7 @@ SEARCHES = [
     (["--seed-share", "0.9", "--random-share", "0.5"], "but got 0.9 and 0.5; lower one of them"),
     (["--address", "auto"], "got address='auto' and workers=0; give the number of workers too"),
     (["--workers", "-1"], "`workers`: input should be greater than or equal to 0, but got -1"),
+    (["--train-epochs", "8"], "whose weights are given is not trained, but got train_epochs=8 beside weights='"),
     (["--width-phase", "2"], "`width_phase <= n_generations` must hold, since it is a part of them, but got 2 and 1"),
 ]
 

@@ -193,10 +193,11 @@ def nearest_kept(genomes: BoolArray, guide: Guide, lattice: Lattice) -> tuple[Fl
     for index, closeness in guide.closeness.items():
         start, size = int(lattice.starts[index]), int(lattice.sizes[index])
         block = slice(start, start + size)
-        among_kept = np.where(genomes[:, None, block], closeness[None], 0.0)
-        nearest = among_kept.argmax(axis=2)
-        closest[:, block] = np.take_along_axis(among_kept, nearest[:, :, None], axis=2)[:, :, 0]
-        sibling[:, block] = np.where(closest[:, block] > 0, start + nearest, -1)
+        for row, is_kept in enumerate(genomes[:, block]):  # all rows at once would need a matrix for each
+            among_kept = np.where(is_kept, closeness, 0.0)
+            nearest = among_kept.argmax(axis=1)
+            closest[row, block] = among_kept[np.arange(size), nearest]
+            sibling[row, block] = np.where(closest[row, block] > 0, start + nearest, -1)
     return closest, sibling
 
 

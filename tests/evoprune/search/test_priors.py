@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -52,6 +53,22 @@ def test_the_nearest_kept_sibling_is_found() -> None:
     np.testing.assert_allclose(closest[0, [0, 2, 3]], [1 / (1 + 3 / 4), 1 / (1 + 1 / 4), 1 / (1 + 1 / 4)])
     assert (closest[0, 4:] == FLOOR).all()
     assert (sibling[0, 4:] == -1).all()
+
+
+def test_the_siblings_of_many_genomes_are_found_in_little_memory() -> None:
+    n, size = 64, 128
+    lattice, rng = make_lattice([size]), np.random.default_rng(0)
+    genomes = rng.random((n, size)) < 0.5
+    genomes[0] = False
+    guide = guide_of(Prior("pairs", similarity={0: rng.integers(0, 9, (size, size)).astype(float)}), lattice)
+    tracemalloc.start()
+    closest, sibling = nearest_kept(genomes, guide, lattice)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    among_kept = np.where(genomes[:, None], guide.closeness[0], 0.0)  # the plain form of the same
+    np.testing.assert_array_equal(closest, among_kept.max(axis=2))
+    np.testing.assert_array_equal(sibling, np.where(closest > 0, among_kept.argmax(axis=2), -1))
+    assert most < among_kept.nbytes / 4
 
 
 def test_swaps_exchange_alike_channels_most_often_and_every_other_sometimes() -> None:

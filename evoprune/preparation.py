@@ -42,7 +42,7 @@ class DenseNetwork:
     """The network to be made smaller.
 
     Attributes:
-        model: In eval mode, on the CPU; never changed.
+        model: In eval mode, on the CPU, contiguous; never changed.
         name: Its name, or its class for a network that was given as an object.
         source: Where the weights came from: the path of a file, ``trained`` or ``given``.
         record: What an artefact says about it.
@@ -156,6 +156,7 @@ def prepare(
     source = GIVEN if model is not None else TRAINED if options.weights is None else str(options.weights)
     if source == TRAINED and dense_weights is None:
         network = _train(options, data, device, observer)
+    network = network.to(memory_format=torch.contiguous_format)  # figures follow weights and seed, not their strides
     dense = _describe(network, options, data, source, is_object=model is not None)
     hashes = {"weights": dense.record.weights_hash, "data": data.content_hash, "space": space.fingerprint}
     if table is not None:

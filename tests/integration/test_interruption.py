@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import evoprune
 from evoprune.interruption import InterruptedRunError
 from evoprune.observer import SilentObserver
+from search_spaces.models import build_model
 from tests.integration.command_line import run, small_search
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +184,29 @@ def test_ctrl_c_while_the_dense_network_is_trained_leaves_nothing(
     with pytest.raises(InterruptedRunError, match="epochs of training; nothing was written"):
         evoprune.search(**untrained, out=tmp_path / "RUN", observer=Stopping("", 0))
     assert not list(tmp_path.iterdir())
+
+
+#: Statistics that are estimated anew tell the last bits of the network that they are estimated in.
+RECALIBRATED = {"compensation": "recalibrate", "n_generations": 0}
+
+
+def test_a_run_that_trains_the_dense_network_is_that_of_one_that_reads_it_from_the_cache(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path / "cache"))
+    untrained = {**options, **RECALIBRATED, "weights": None, "train_epochs": 1}
+    for name in ("TRAINED", "READ"):
+        evoprune.search(**untrained, out=tmp_path / name)
+    _same_run(tmp_path / "TRAINED", tmp_path / "READ")
+
+
+def test_the_memory_format_of_a_network_does_not_decide_its_figures(options: dict[str, Any], tmp_path: Path) -> None:
+    network = build_model("vgg16", 10, options["model_args"], (3, 16, 16))
+    given = {name: value for name, value in options.items() if name not in ("model", "model_args", "weights")}
+    given |= RECALIBRATED
+    for name, memory_format in (("PLAIN", torch.contiguous_format), ("LAST", torch.channels_last)):
+        evoprune.search(network.to(memory_format=memory_format), **given, out=tmp_path / name)
+    _same_run(tmp_path / "PLAIN", tmp_path / "LAST")
 
 
 def test_the_command_line_ends_with_130_and_one_line(

@@ -153,6 +153,11 @@ def _check_criteria(options: SearchOptions) -> None:
             )
 
 
+def judges_images(options: SearchOptions) -> bool:
+    """Return whether any rung of the search that ``options`` describe compares predictions for images."""
+    return any(rung not in _WITHOUT_IMAGES for rung in MODES[options.mode].plan(ladder_plan(options)).rungs)
+
+
 def objective_name(rung: str, objective: str) -> str:
     """Return what the numbers of ``rung`` are: the ``objective``, or the rung's own figure."""
     return rung if rung in _WITHOUT_IMAGES else objective

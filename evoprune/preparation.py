@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from evoprune.artefact import ModelRecord, SpaceRecord
+from evoprune.artefact import ModelRecord, SpaceRecord, example_input
 from evoprune.budget import LATENCY, Budgets, check_reachable, parse_budgets
+from evoprune.fitness_plan import judges_images
 from evoprune.interruption import stop_if_asked
 from evoprune.latency_tables import check_table_is_given, measuring_command, read_table
 from evoprune.modes import MODES
@@ -25,13 +26,17 @@ from fitness.data.images import MEAN, STD, ChannelFigures
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError
 from search_spaces.latency import LatencyTable
-from search_spaces.models import build_model, default_input_shape, hash_weights, load_weights
+from search_spaces.models import MODELS, build_model, default_input_shape, hash_weights, load_weights
+from search_spaces.tracing import private_copy
 
 TRAINING_SEED = 0
 """Seed of a dense network that is trained here; not the master seed, so that searches that differ in it share one."""
 
 OBJECT = "object:"
 """Begins the name of a model or data set that was given as a Python object."""
+
+_CLASSES_KEYWORDS = ("n_classes", "num_classes")
+"""By which a factory takes the length of the logits."""
 
 TRAINED = "trained"
 GIVEN = "given"
@@ -138,6 +143,7 @@ def prepare(
     space = space_record.trace(network, data.input_shape)
     space_record = space_record.model_copy(update={"fingerprint": space.fingerprint})
     stop_if_asked(observer, None, "tracing the network")
+    _check_logits(network, options, data)
     if not space.n_genes:
         raise OptionError(
             "a search needs at least one group whose channels may be removed, but all are frozen; "
@@ -207,6 +213,12 @@ def build_and_trace(
         EvoPruneError: As :func:`prepare`.
     """
     shape = options.input_shape or ((3, 32, 32) if model is not None else default_input_shape(options.model))
+    for name in _CLASSES_KEYWORDS:
+        if options.model_args.get(name, n_classes) != n_classes:
+            raise OptionError(
+                f"the length of the logits is asked for once, but got {n_classes} for `n_classes` and "
+                f"{options.model_args[name]!r} for '{name}' in `model_args`; leave it out there, and give `n_classes`"
+            )
     network = _build(options, model, n_classes, shape, None).eval()
     return network, _space_record(options).trace(network, shape), shape
 
@@ -260,11 +272,46 @@ def _build(
             f"the network {options.model.removeprefix(OBJECT)} was given as a Python object, which its name alone "
             "cannot rebuild; pass it again as `model=...`"
         )
+    keyword = _channels_keyword(options.model)
+    if options.model_args.get(keyword, input_shape[0]) != input_shape[0]:
+        raise OptionError(
+            f"a network takes as many channels as its images have, {input_shape[0]}, but got "
+            f"{options.model_args[keyword]!r} for '{keyword}' in `model_args`; leave it out there"
+        )
     network = build_model(options.model, n_classes, options.model_args, input_shape)
     weights = options.weights or dense_weights
     if weights is not None:
         load_weights(network, weights)
     return network
+
+
+def _channels_keyword(model: str) -> str:
+    """Return the keyword by which the network's factory takes the channels of images; empty where none is known."""
+    if model in MODELS:
+        return "in_channels"
+    return "in_chans" if model.startswith("timm:") else ""
+
+
+def _check_logits(network: nn.Module, options: NetworkOptions, data: ImageData) -> None:
+    """Check that there is a logit for each class of ``data``, and no more where images judge the candidates.
+
+    Raises:
+        OptionError: There are fewer, or more.
+    """
+    with torch.inference_mode():
+        output = private_copy(network)(example_input(network, data.input_shape))
+    logits = output if isinstance(output, Tensor) else output[0]
+    n_logits, n_classes = logits.shape[-1], data.n_classes
+    is_judged = isinstance(options, SearchOptions) and judges_images(options)
+    if logits.ndim != 2 or n_logits == n_classes or (n_logits > n_classes and not is_judged):
+        return
+    given = next(
+        (f"leave '{name}' out of `model_args`" for name in _CLASSES_KEYWORDS if name in options.model_args), ""
+    )
+    raise OptionError(
+        f"a network has one logit for each class of the images, but this one has {n_logits} logits and the images have "
+        f"{n_classes} classes; {given or 'give a network for these classes, or other images'}"
+    )
 
 
 def _space_record(options: NetworkOptions) -> SpaceRecord:

@@ -116,6 +116,30 @@ def test_weights_of_another_width(inputs: Path, tmp_path: Path) -> None:
     assert "misshapen" in _refused(_search(inputs, "--weights", inputs / "wide.safetensors"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({"n_classes": 5}, "has 5 logits and the images have 10 classes; leave 'n_classes' out of"),
+        ({"n_classes": 100}, "has 100 logits and the images have 10 classes; leave 'n_classes' out of"),
+        ({"in_channels": 1}, "as many channels as its images have, 3, but got 1 for 'in_channels' in"),
+    ],
+)
+def test_a_network_for_other_images_is_refused_before_it_is_trained(
+    inputs: Path, tmp_path: Path, args: dict[str, int], told: str
+) -> None:
+    model = ("--model", "vgg16", "--model-args", json.dumps({"width": 0.0625, **args}))
+    outcome = run("search", *model, "--data", f"npz:{inputs / 'images.npz'}", *QUICK, "--out", "RUN")
+    assert told in _refused(outcome, tmp_path)
+    assert "training" not in outcome.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "latency"])
+def test_classes_that_are_asked_for_twice(tmp_path: Path, command: str) -> None:
+    message = _refused(run(command, "--model-args", '{"n_classes": 5}', "--classes", "10"), tmp_path)
+    assert "asked for once, but got 10 for" in message
+    assert "and 5 for 'n_classes' in" in message
+
+
 def test_truncated_weights(inputs: Path, tmp_path: Path) -> None:
     whole = (inputs / "weights.safetensors").read_bytes()
     (inputs / "half.safetensors").write_bytes(whole[: len(whole) // 2])

@@ -75,10 +75,10 @@ def _evaluations(folder: Path) -> list[Any]:
 
 
 class _CtrlC(SilentObserver):
-    """Presses Ctrl-C when ``n_done`` is reached in the stage ``name``."""
+    """Presses Ctrl-C, or sends another signal, when ``n_done`` is reached in the stage ``name``."""
 
-    def __init__(self, name: str, n_done: float) -> None:
-        self._name, self._n_done = name, n_done
+    def __init__(self, name: str, n_done: float, number: signal.Signals = signal.SIGINT) -> None:
+        self._name, self._n_done, self._signal = name, n_done, number
         self._stage = ""
         self._is_pressed = False
 
@@ -88,16 +88,16 @@ class _CtrlC(SilentObserver):
     def on_step(self, n_done: float, figures: Mapping[str, float]) -> None:  # noqa: ARG002
         if self._stage == self._name and n_done >= self._n_done and not self._is_pressed:
             self._is_pressed = True
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self._signal)
 
 
-@pytest.mark.parametrize("moment", [0.5, 3.4])
-def test_ctrl_c_saves_and_names_the_command_that_continues(
-    options: dict[str, Any], uninterrupted: Path, tmp_path: Path, moment: float
+@pytest.mark.parametrize(("moment", "number"), [(0.5, signal.SIGINT), (3.4, signal.SIGINT), (3.4, signal.SIGTERM)])
+def test_a_signal_saves_and_names_the_command_that_continues(
+    options: dict[str, Any], uninterrupted: Path, tmp_path: Path, moment: float, number: signal.Signals
 ) -> None:
     folder = tmp_path / "RUN"
     with pytest.raises(InterruptedRunError, match=rf"continue with: evoprune resume {folder}"):
-        evoprune.search(**options, out=folder, observer=_CtrlC("generations", moment))
+        evoprune.search(**options, out=folder, observer=_CtrlC("generations", moment, number))
     assert not (folder / "result.json").exists()
     outcome = run("resume", folder, "--json")
     assert outcome.exit_code == 0, outcome.stderr

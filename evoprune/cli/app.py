@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from evoprune.cli import (
     search_commands,
     watch_command,
 )
+from evoprune.cli.errors import INTERRUPTED
 
 app = typer.Typer(
     name="evoprune",
@@ -63,5 +65,10 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line of this process."""
-    app()
+    """Run the command line of this process; one that is interrupted ends with its exit code, however often it is."""
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # taking all modules down takes a moment
+        raise

@@ -186,6 +186,32 @@ def test_ctrl_c_while_the_dense_network_is_trained_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+#: A command that is interrupted, and says when it goes away.
+GOING = """
+import atexit, sys
+from evoprune import api
+from evoprune.cli import main
+from evoprune.interruption import InterruptedRunError
+
+def interrupted(*_, **__):
+    raise InterruptedRunError(None)
+
+atexit.register(lambda: print("going", flush=True))
+api.search = interrupted
+sys.argv = ["evoprune", "search"]
+main()
+"""
+
+
+def test_a_ctrl_c_that_comes_too_late_does_not_change_the_exit_code() -> None:
+    with subprocess.Popen([sys.executable, "-c", GOING], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"going\n"
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+
+
 #: Statistics that are estimated anew tell the last bits of the network that they are estimated in.
 RECALIBRATED = {"compensation": "recalibrate", "n_generations": 0}
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evoprune.run_directory import RunDirectory, run_around
+from evoprune.run_directory import RunDirectory, resume_command, run_around
 from search_spaces import SearchSpace, prune_model
 from search_spaces.errors import EvoPruneError, OptionError, RunDirectoryError
 from search_spaces.genome import BoolArray, genome_digest, pack_genome
@@ -234,11 +234,12 @@ def read_description(path: str | Path) -> Description:
     """Return the description of the artefact in the folder ``path``.
 
     Raises:
-        ArtefactError: There is none, it is damaged, or a newer evoprune wrote it.
+        ArtefactError: There is none, or none yet; it is damaged, or a newer evoprune wrote it.
     """
     path = Path(path)
     file = path / DESCRIPTION_FILE
     if not file.is_file():
+        _refuse_unfinished(path)
         hint = f"; did you mean {path / 'best'}?" if (path / "best" / DESCRIPTION_FILE).is_file() else ""
         raise ArtefactError(
             f"an artefact is a folder with {WEIGHTS_FILE} and {DESCRIPTION_FILE}, but {path} is not{hint}"
@@ -259,6 +260,21 @@ def read_description(path: str | Path) -> Description:
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise ArtefactError(f"{file} is damaged: {place}: {problem['msg']}; restore the artefact") from None
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """Say what to do where ``path``, which is no artefact, is a run or the place of its network.
+
+    Raises:
+        ArtefactError: It is, and the run has no network.
+    """
+    folder = path.parent if path.name == RunDirectory(path).best_path.name else path
+    run = RunDirectory(folder)
+    if run_around(folder) == folder.resolve() and not (run.best_path / DESCRIPTION_FILE).is_file():
+        raise ArtefactError(
+            f"a run has a network once its search has ended, but {run.path} has none yet; continue it with "
+            f"`{resume_command(run.path)}`"
+        )
 
 
 def load(path: str | Path, model: nn.Module | None = None, *, trust_factory: bool = False) -> nn.Module:

@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -398,6 +399,11 @@ def check_folder(path: Path) -> None:
         Path(tempfile.mkdtemp(prefix=".evoprune-", dir=parent)).rmdir()
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def resume_command(run: Path) -> str:
+    """Return the command that continues ``run``, as a shell takes it."""
+    return f"evoprune resume {shlex.quote(str(run))}"
 
 
 def run_around(path: Path) -> Path | None:

@@ -274,12 +274,13 @@ def test_damaged_run_directory(finished: Path, tmp_path: Path) -> None:
     assert "config.json" in outcome.message
 
 
-def test_finetuning_before_the_search_is_done(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["finetune", "evaluate", "export"])
+def test_a_network_that_is_asked_for_before_the_search_is_done(finished: Path, tmp_path: Path, command: str) -> None:
     unfinished = _unfinished(finished, tmp_path / "RUN")
     shutil.rmtree(unfinished / "best")
-    outcome = run("finetune", unfinished, "--epochs", "1")
+    outcome = run(command, unfinished)
     assert outcome.exit_code == 2
-    assert "evoprune.json" in outcome.message
+    assert f"{unfinished} has none yet; continue it with `evoprune resume {unfinished}`" in outcome.message
     assert not (unfinished / "finetuned").exists()
 
 

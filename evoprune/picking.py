@@ -13,7 +13,7 @@ from evoprune.finishing import describe, fitness_options
 from evoprune.options import SearchOptions
 from evoprune.preparation import Preparation
 from evoprune.result import PickResult
-from evoprune.run_directory import RunDirectory, is_run_own
+from evoprune.run_directory import RunDirectory, is_run_own, resume_command
 from fitness.final_network import final_network
 from search_spaces import SearchSpace
 from search_spaces.cost import whole_limit
@@ -85,12 +85,14 @@ def check_target(run: RunDirectory, target: Path) -> None:
 
 def _best_within(run: RunDirectory, space: SearchSpace, metric: str, fraction: float, rung: str) -> StoredEvaluation:
     """Return the evaluation of least objective within the budget; of equal ones the cheapest, as in ``front.csv``."""
-    with EvaluationStore(run.evaluations_path, read_only=True) as store:
-        judged = [record for record in store.records(rung) if np.isfinite(record.evaluation.objective)]
+    judged, file = [], run.evaluations_path
+    if file.is_file() and file.stat().st_size:  # a run that stopped while it was prepared has none
+        with EvaluationStore(file, read_only=True) as store:
+            judged = [record for record in store.records(rung) if np.isfinite(record.evaluation.objective)]
     if not judged:
         raise RunDirectoryError(
             f"a network can be picked once a run has judged one, but {run.path} has not; "
-            f"continue it with `evoprune resume {run.path}`"
+            f"continue it with `{resume_command(run.path)}`"
         )
     whole, cost_dense = space.cost(metric, np.stack([record.genome for record in judged])), space.cost_range(metric)[1]
     costs, within = whole / cost_dense, np.flatnonzero(whole <= whole_limit(fraction, cost_dense))

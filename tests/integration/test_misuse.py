@@ -284,6 +284,14 @@ def test_a_network_that_is_asked_for_before_the_search_is_done(finished: Path, t
     assert not (unfinished / "finetuned").exists()
 
 
+def test_picking_from_a_run_that_stopped_while_it_was_prepared(finished: Path, tmp_path: Path) -> None:
+    unfinished = _unfinished(finished, tmp_path / "RUN")
+    (unfinished / "evaluations.sqlite").unlink()
+    outcome = run("pick", unfinished, "--budget", "0.9")
+    assert outcome.exit_code == 2
+    assert f"{unfinished} has not; continue it with `evoprune resume {unfinished}`" in outcome.message
+
+
 def test_unknown_export_format(finished: Path, tmp_path: Path) -> None:
     assert "did you mean 'onnx'?" in _refused(run("export", finished, "--format", "onxn", "--out", "x"), tmp_path)
 

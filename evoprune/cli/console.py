@@ -10,7 +10,10 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
+_WIDER_THAN_ANY_TABLE = 100_000
 _RESULTS: ContextVar[TextIO | None] = ContextVar("_RESULTS", default=None)
 
 
@@ -20,8 +23,23 @@ def stderr_console() -> Console:
 
 
 def stdout_console() -> Console:
-    """Return a console for tables."""
-    return Console(highlight=False)
+    """Return a console for tables; as wide as they are where it is no terminal, whatever ``COLUMNS`` says."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDER_THAN_ANY_TABLE
+    return console
+
+
+def print_whole(table: Table) -> None:
+    """Print ``table`` on stdout with all that is in it, on a terminal that is narrower too.
+
+    Columns that fold are folded there; a table without such ones is printed as wide as it is.
+    """
+    console = stdout_console()
+    if not any(column.overflow == "fold" for column in table.columns):
+        unbounded = console.options.update(max_width=_WIDER_THAN_ANY_TABLE)
+        console.width = max(console.width, Measurement.get(console, unbounded, table).maximum)
+    console.print(table)
 
 
 def print_json(value: Any, *, in_one_line: bool = False) -> None:

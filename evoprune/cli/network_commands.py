@@ -9,7 +9,7 @@ import typer
 
 from evoprune.budget import format_count
 from evoprune.cli import arguments as arg
-from evoprune.cli.console import print_json, stderr_console, stdout_console
+from evoprune.cli.console import print_json, print_whole, stderr_console, stdout_console
 from evoprune.cli.errors import reports_errors
 from evoprune.cli.progress import rich_observer
 from evoprune.cli.tables import space_tables
@@ -74,9 +74,11 @@ def inspect(
     if as_json:
         print_json(summary.to_json())
         return
-    console = stdout_console()
     for part in space_tables(summary):
-        console.print(part)
+        if isinstance(part, str):
+            stdout_console().print(part, soft_wrap=True, markup=False)
+        else:
+            print_whole(part)
 
 
 @reports_errors

@@ -8,7 +8,7 @@ import typer
 
 from evoprune.cli import arguments as arg
 from evoprune.cli import search_arguments as opt
-from evoprune.cli.console import print_json, stderr_console, stdout_console
+from evoprune.cli.console import print_json, print_whole, stderr_console, stdout_console
 from evoprune.cli.errors import reports_errors
 from evoprune.cli.progress import rich_observer
 from evoprune.cli.tables import latency_lines, result_table
@@ -181,7 +181,7 @@ def show_result(result: SearchResult, *, as_json: bool) -> None:
         print_json({"run": str(result.run), **result.to_json()})
         return
     console = stdout_console()
-    console.print(result_table(result))
+    print_whole(result_table(result))
     console.print(
         f"{result.n_evaluations} networks evaluated ({result.n_cached} answered from the cache) "
         f"in {result.wall_s:.0f} s on {result.device} in {result.precision}",

@@ -127,8 +127,8 @@ def space_tables(summary: SpaceSummary) -> Iterable[Table | str]:
     yield groups
     if summary.frozen:
         frozen = Table(title="frozen channels", title_justify="left")
-        frozen.add_column("layer")
-        frozen.add_column("channels", justify="right")
+        frozen.add_column("layer", overflow="fold")
+        frozen.add_column("channels", justify="right", no_wrap=True)
         frozen.add_column("reason", overflow="fold")
         for item in summary.frozen:
             frozen.add_row(escape(item.name), str(item.n_channels), escape(item.reason))

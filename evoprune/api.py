@@ -28,7 +28,14 @@ from evoprune.picking import check_target, pick_network
 from evoprune.preparation import OBJECT, build_and_trace, channel_figures, prepare, resolve_device, trace_network
 from evoprune.resolving import resolve_options, with_absolute_paths
 from evoprune.result import EvaluationReport, FinetuneResult, PickResult, SearchResult
-from evoprune.run_directory import RunDirectory, bears_mark, check_writable, read_json, write_atomically
+from evoprune.run_directory import (
+    RunDirectory,
+    bears_mark,
+    check_writable,
+    read_json,
+    resume_command,
+    write_atomically,
+)
 from evoprune.run_paths import default_run_path, free_path
 from evoprune.session import plan_of, prepare_again, read_options, run_session, save_inputs
 from fitness.data import ImageData, load_data
@@ -153,7 +160,7 @@ def resume(
         _placed(with_limits(directory, read_options(directory), limits), workers, address)  # before all else
     has_limits = any(value is not None for value in limits.values())
     if directory.result_path.is_file() and not has_limits:
-        remedy = f"delete it and continue the run with `evoprune resume {directory.path}`"
+        remedy = f"delete it and continue the run with `{resume_command(directory.path)}`"
         result = SearchResult.from_json(directory.path, read_json(directory.result_path, remedy))
         observer.on_note(f"{run} is finished")
         return result

@@ -16,7 +16,7 @@ from typing import Any
 
 from evoprune.callbacks import Callback, EvaluationsFinished, GenerationFinished, SearchOutcome, SearchStarted
 from evoprune.evaluation_store import EvaluationStore
-from evoprune.run_directory import RunDirectory
+from evoprune.run_directory import RunDirectory, resume_command
 from evoprune.search import comparable_rows
 from search_spaces.errors import OptionError
 
@@ -255,7 +255,9 @@ def _before_requests(directory: RunDirectory, rungs: Mapping[str, RungFigures], 
     run = str(directory.path)
     if now - directory.changed_at() < _SILENCE_OF_THE_DEAD_S or directory.is_held():
         return RunSnapshot(run, "preparing", rungs=rungs)
-    return RunSnapshot(run, "killed", f"its process is gone; continue it with `evoprune resume {run}`", rungs=rungs)
+    return RunSnapshot(
+        run, "killed", f"its process is gone; continue it with `{resume_command(directory.path)}`", rungs=rungs
+    )
 
 
 def _is_alive(pid: int) -> bool:

@@ -11,8 +11,8 @@ from types import FrameType
 from typing import Any
 
 from evoprune.observer import Observer
+from evoprune.run_directory import resume_command
 from search_spaces.errors import EvoPruneError
-
 
 #: What a person, a scheduler or a terminal that is closed sends; not every system has all of them.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -24,7 +24,7 @@ class InterruptedRunError(EvoPruneError):
     def __init__(self, run: Path | None, done: str = "") -> None:
         """Say what was ``done``, and how to go on."""
         self.run = run
-        remedy = f"continue with: evoprune resume {run}" if run else "nothing was written; start it again"
+        remedy = f"continue with: {resume_command(run)}" if run else "nothing was written; start it again"
         super().__init__(f"stopped{f' after {done}' if done else ''}; {remedy}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,9 @@ def measuring_command(
     """
     if is_object:
         return f"evoprune.latency(model, input_shape={tuple(input_shape)}, out='latency.json')"
-    args = f" --model-args '{json.dumps(options.model_args)}'" if options.model_args else ""
+    args = f" --model-args {shlex.quote(json.dumps(options.model_args))}" if options.model_args else ""
     sides = "x".join(map(str, input_shape))
-    return (
-        f"evoprune latency --model {options.model}{args} --classes {n_classes} --input-shape {sides} --out latency.json"
-    )
+    return f"evoprune latency --model {shlex.quote(options.model)}{args} --classes {n_classes} --input-shape {sides} --out latency.json"
 
 
 def read_table(path: Path) -> LatencyTable:
@@ -187,11 +186,11 @@ def read_table(path: Path) -> LatencyTable:
     except (OSError, ValueError) as error:
         raise OptionError(
             f"a latency table must be a file that `evoprune latency` wrote, but {path} cannot be read: {error}; "
-            f"measure one with `evoprune latency --out {path}`"
+            f"measure one with `evoprune latency --out {shlex.quote(str(path))}`"
         ) from None
     if not isinstance(content, dict):
         raise OptionError(
             f"a latency table must be a JSON object, but {path} holds a {type(content).__name__}; measure one with "
-            f"`evoprune latency --out {path}`"
+            f"`evoprune latency --out {shlex.quote(str(path))}`"
         )
     return LatencyTable.from_json(content, str(path))

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from evoprune.run_directory import resume_command
 from search_spaces.errors import RunDirectoryError
 
 
@@ -225,7 +226,7 @@ class SearchResult(_Figures):
             problem = error.errors(include_url=False)[0]
             raise RunDirectoryError(
                 f"{run / 'result.json'} is damaged: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
-                f"delete it and continue the run with `evoprune resume {run}`"
+                f"delete it and continue the run with `{resume_command(run)}`"
             ) from None
 
 

@@ -536,7 +536,7 @@ def _refuse_existing(path: Path) -> None:
     if is_run:
         raise RunDirectoryError(
             f"a new run needs a folder of its own, but {str(path)!r} holds a run; "
-            f"continue it with `evoprune resume {path}`, or choose another --out"
+            f"continue it with `{resume_command(path)}`, or choose another --out"
         )
     if is_taken:
         raise RunDirectoryError(

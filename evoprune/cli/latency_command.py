@@ -88,5 +88,5 @@ def latency(
     same += f" --input-shape {input_shape}" if input_shape else ""
     print_line(
         f"table: {report.table}, for images of {n_classes} classes: `evoprune search --model {under.model}{same} "
-        f"--metric latency --latency-table {report.table}`"
+        f"--metric latency --latency-table {shlex.quote(str(report.table))}`"
     )

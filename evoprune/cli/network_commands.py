@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -142,7 +143,8 @@ def finetune(
         soft_wrap=True,
         markup=False,
     )
-    stderr_console().print(f"next: evoprune export {result.artefact}", soft_wrap=True, markup=False)
+    artefact = shlex.quote(str(result.artefact))
+    stderr_console().print(f"next: evoprune export {artefact}", soft_wrap=True, markup=False)
 
 
 @reports_errors
@@ -214,6 +216,5 @@ def _name_finetuned(run: Path) -> None:
     from evoprune.exporting import finetuned_networks
 
     for folder in finetuned_networks(run):
-        stderr_console().print(
-            f"{folder} is there too: evoprune export {folder}", style="dim", soft_wrap=True, markup=False
-        )
+        command = f"evoprune export {shlex.quote(str(folder))}"
+        stderr_console().print(f"{folder} is there too: {command}", style="dim", soft_wrap=True, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -202,8 +203,9 @@ def show_result(result: SearchResult, *, as_json: bool) -> None:
         console.print(line, soft_wrap=True, markup=False)
     for reason, n in result.failures.items():
         console.print(f"{n} evaluations failed: {reason}", soft_wrap=True, markup=False)
+    run = shlex.quote(str(result.run))
     stderr_console().print(
-        f"run: {result.run}\nnext: evoprune finetune {result.run}    or: evoprune export {result.run}",
+        f"run: {result.run}\nnext: evoprune finetune {run}    or: evoprune export {run}",
         soft_wrap=True,
         markup=False,
     )

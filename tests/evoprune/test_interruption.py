@@ -9,7 +9,6 @@ import pytest
 
 from evoprune.interruption import InterruptedRunError, first_interrupt_sets, stops_on_interrupt
 
-
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
@@ -99,4 +98,5 @@ def test_the_message_says_how_to_go_on() -> None:
     assert str(InterruptedRunError(Path("runs/x"), "generation 3")) == (
         "stopped after generation 3; continue with: evoprune resume runs/x"
     )
+    assert str(InterruptedRunError(Path("my runs/x"))).endswith("continue with: evoprune resume 'my runs/x'")
     assert str(InterruptedRunError(None)) == "stopped; nothing was written; start it again"

@@ -174,11 +174,12 @@ def test_a_seed_is_drawn_and_recorded(inputs: Path, tmp_path: Path, monkeypatch:
 
 
 def test_the_summary_names_the_three_networks_and_the_next_steps(inputs: Path, tmp_path: Path) -> None:
-    outcome = _search(inputs, tmp_path / "RUN", "--metric", "params", "--budget", "0.6")
+    folder = tmp_path / "my RUN"
+    outcome = _search(inputs, folder, "--metric", "params", "--budget", "0.6")
     for text in ("dense", "evolved", "uniform L1", "networks evaluated"):
         assert text in outcome.stdout
-    assert f"evoprune finetune {tmp_path / 'RUN'}" in outcome.stderr
-    result = json.loads((tmp_path / "RUN" / "result.json").read_text())
+    assert f"evoprune finetune '{folder}'    or: evoprune export '{folder}'" in outcome.stderr
+    result = json.loads((folder / "result.json").read_text())
     assert 0.5 * result["n_params_dense"] < result["n_params"] <= 0.6 * result["n_params_dense"]
 
 

@@ -172,7 +172,8 @@ def measuring_command(
         return f"evoprune.latency(model, input_shape={tuple(input_shape)}, out='latency.json')"
     args = f" --model-args {shlex.quote(json.dumps(options.model_args))}" if options.model_args else ""
     sides = "x".join(map(str, input_shape))
-    return f"evoprune latency --model {shlex.quote(options.model)}{args} --classes {n_classes} --input-shape {sides} --out latency.json"
+    model = shlex.quote(options.model)
+    return f"evoprune latency --model {model}{args} --classes {n_classes} --input-shape {sides} --out latency.json"
 
 
 def read_table(path: Path) -> LatencyTable:

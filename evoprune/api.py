@@ -30,6 +30,7 @@ from evoprune.resolving import resolve_options, with_absolute_paths
 from evoprune.result import EvaluationReport, FinetuneResult, PickResult, SearchResult
 from evoprune.run_directory import (
     RunDirectory,
+    as_path,
     bears_mark,
     check_writable,
     read_json,
@@ -104,7 +105,7 @@ def search(
     check_course(resolved)
     loggers = make_loggers(resolved.loggers, resolved.model_dump(mode="json"))
     device = resolve_device(resolved.device)
-    path = default_run_path(resolved) if out is None else Path(out)
+    path = default_run_path(resolved) if out is None else as_path(out, "out")
     RunDirectory.check_available(path)
     preparation = prepare(
         resolved,
@@ -155,7 +156,7 @@ def resume(
     """
     _check_arguments(own_model=model, own_data=data, observer=observer, callbacks=callbacks)
     observer = observer or SilentObserver()
-    directory = RunDirectory.open_existing(Path(run))
+    directory = RunDirectory.open_existing(as_path(run, "run"))
     if workers is not None or address is not None or limits.keys() - set(LIMITS):
         _placed(with_limits(directory, read_options(directory), limits), workers, address)  # before all else
     has_limits = any(value is not None for value in limits.values())
@@ -203,7 +204,7 @@ def evaluate(
     """
     _check_arguments(own_model=model, data="" if data is None else data, observer=observer)
     observer = observer or SilentObserver()
-    artefact = resolve_artefact(Path(run))
+    artefact = resolve_artefact(as_path(run, "run"))
     place = resolve_device(device)
     description = read_description(artefact)
     network = load(artefact, model, trust_factory=trust_factory)
@@ -257,14 +258,14 @@ def finetune(
     """
     _check_arguments(own_model=model, own_data=data, observer=observer)
     observer = observer or SilentObserver()
-    directory = RunDirectory.open_existing(Path(run))
+    directory = RunDirectory.open_existing(as_path(run, "run"))
     started_with = directory.read_config()["options"]
     if options.get("seed") is None:
         options["seed"] = started_with.get("seed")
     resolved = resolve_options(FinetuneOptions, options)
     device = resolve_device(resolved.device)
     description = read_description(directory.best_path)
-    target = free_path(directory.path / "finetuned") if out is None else Path(out)
+    target = free_path(directory.path / "finetuned") if out is None else as_path(out, "out")
     if target.exists():
         raise ArtefactError(f"a finetuned network needs a folder of its own, but {target} exists; choose another --out")
     RunDirectory.check_available(target)  # before hours of training
@@ -300,12 +301,12 @@ def pick(
         OptionError: ``out`` is the run's own network.
     """
     _check_arguments(own_model=model, own_data=data, observer=observer)
-    directory = RunDirectory.open_existing(Path(run))
+    directory = RunDirectory.open_existing(as_path(run, "run"))
     started_with = read_options(directory)
     metric = parse_budgets(started_with.budget, started_with.metric)[0].metric
     (parsed,) = parse_budgets([str(budget)], None if "=" in str(budget) else metric)
     name = f"pick-{str(budget).replace(' ', '')}"
-    target = directory.path / name if out is None else Path(out)
+    target = directory.path / name if out is None else as_path(out, "out")
     check_target(directory, target)
     options, preparation = prepare_again(directory, observer or SilentObserver(), model=model, data=data)
     return pick_network(directory, options, preparation, parsed, plan_of(options, preparation).judge, target)
@@ -335,7 +336,9 @@ def inspect(
     resolved = resolve_options(NetworkOptions, {**options, "model": name})
     _check_object(model, options)
     if drawing is not None:
-        check_writable(Path(drawing), "a drawing", lambda file: bears_mark(file, _DRAWING_MARK), suffixes=(".svg",))
+        check_writable(
+            as_path(drawing, "drawing"), "a drawing", lambda file: bears_mark(file, _DRAWING_MARK), suffixes=(".svg",)
+        )
     space, shape = trace_network(resolved, None if isinstance(model, str) else model, n_classes)
     title = name.removeprefix(OBJECT)
     if drawing is not None:
@@ -373,7 +376,7 @@ def latency(
     resolved = resolve_options(LatencyOptions, {**options, "model": name})
     _check_object(model, options)
     device = resolve_device(resolved.device)
-    check_writable(Path(out), "a latency table", _is_latency_table)
+    check_writable(as_path(out, "out"), "a latency table", _is_latency_table)
     observer.on_stage("tracing the network", None)
     network, space, _ = build_and_trace(resolved, None if isinstance(model, str) else model, n_classes)
     measured = MeasurementOptions(

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evoprune.run_directory import RunDirectory, resume_command, run_around
+from evoprune.run_directory import RunDirectory, as_path, resume_command, run_around
 from search_spaces import SearchSpace, prune_model
 from search_spaces.errors import EvoPruneError, OptionError, RunDirectoryError
 from search_spaces.genome import BoolArray, genome_digest, pack_genome
@@ -294,9 +294,9 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust_factory: boo
     Raises:
         ArtefactError: The artefact is missing or damaged, needs ``model`` or ``trust_factory``, or does not fit the
             network.
-        OptionError: The network that it names can no longer be built, or ``model`` is no network.
+        OptionError: The network that it names can no longer be built, or an argument is of another kind.
     """
-    path = Path(path)
+    path = as_path(path, "path")
     if model is not None and not isinstance(model, nn.Module):
         raise OptionError(
             f"`model` must be the dense network, a torch.nn.Module, but got {model!r}; leave it out for a network that "

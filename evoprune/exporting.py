@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from evoprune.artefact import DESCRIPTION_FILE, WEIGHTS_FILE, is_copy, load, read_description, save_artefact
-from evoprune.run_directory import is_run_own, run_around
+from evoprune.run_directory import as_path, is_run_own, run_around
 from search_spaces.errors import EvoPruneError, OptionError, UnknownNameError
 
 ONNX_FILE = "model.onnx"
@@ -72,7 +72,7 @@ def export(
             artefact that is not an earlier export or a place of a run's own, or cannot be written.
         ExportError: An exporter failed, or its file computes something else.
     """
-    artefact, out = resolve_artefact(Path(artefact)), Path(out)
+    artefact, out = resolve_artefact(as_path(artefact, "artefact")), as_path(out, "out")
     check_formats(formats)
     network = load(artefact, model, trust_factory=trust_factory)
     shape = read_description(artefact).model.input_shape
@@ -130,8 +130,14 @@ def check_formats(formats: Sequence[str]) -> None:
 
     Raises:
         UnknownNameError: An unknown format.
-        OptionError: A format needs a package that is not installed.
+        OptionError: There is no format, or one name in place of a sequence; or one needs a package that is not
+            installed.
     """
+    if isinstance(formats, str) or not formats:
+        raise OptionError(
+            f"`formats` must be a sequence of one or more names of {', '.join(FORMATS)}, but got {formats!r}; pass for "
+            'instance ["onnx"]'
+        )
     for name in formats:
         if name not in FORMATS:
             raise UnknownNameError("export format", name, FORMATS)

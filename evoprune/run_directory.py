@@ -29,7 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from search_spaces.errors import RunDirectoryError
+from search_spaces.errors import OptionError, RunDirectoryError
 
 try:
     import fcntl
@@ -399,6 +399,17 @@ def check_folder(path: Path) -> None:
         Path(tempfile.mkdtemp(prefix=".evoprune-", dir=parent)).rmdir()
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def as_path(given: object, name: str) -> Path:
+    """Return the path ``given`` as the argument ``name``.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if not isinstance(given, str | Path):
+        raise OptionError(f"`{name}` must be a path, a str or a pathlib.Path, but got {given!r}; pass such a one")
+    return Path(given)
 
 
 def resume_command(run: Path) -> str:

@@ -309,3 +309,18 @@ def test_a_network_that_is_looked_at_alone_takes_no_options_of_others(
         evoprune.inspect(network, input_shape=(3, 8, 8), **options)
     with pytest.raises(OptionError, match=message):
         evoprune.latency(network, input_shape=(3, 8, 8), out=tmp_path / "latency.json", **options)
+
+
+def test_paths_and_formats_of_another_kind(finished: evoprune.SearchResult, tmp_path: Path) -> None:
+    given: Any = 3
+    with pytest.raises(OptionError, match=r"`path` must be a path, a str or a pathlib\.Path, but got 3"):
+        evoprune.load(given)
+    for function in (evoprune.evaluate, evoprune.resume, evoprune.finetune):
+        with pytest.raises(OptionError, match="`run` must be a path"):
+            function(given)
+    with pytest.raises(OptionError, match="`out` must be a path"):
+        evoprune.search("resnet20", out=given)
+    for formats in ("onnx", ()):
+        with pytest.raises(OptionError, match="`formats` must be a sequence of one or more names"):
+            evoprune.export(finished.run, tmp_path / "x", formats)
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from evoprune.budget import METRICS
 from evoprune.comparison import COMPARISONS
+from evoprune.exporting import FORMAT_DESCRIPTIONS
 from evoprune.fitness_plan import FITNESSES
 from evoprune.knowledge import LEARNED
 from evoprune.loggers import LOGGERS
@@ -40,6 +41,7 @@ def catalogue() -> dict[str, Mapping[str, str]]:
         "metrics": {name: metric.purpose for name, metric in METRICS.items()},
         "modes": {name: mode.description for name, mode in MODES.items()},
         "comparisons": COMPARISONS,
+        "formats": FORMAT_DESCRIPTIONS,
         "loggers": {name: logger.description for name, logger in LOGGERS.items()},
     }
     return {section: dict(sorted(names.items())) for section, names in sections.items()}

@@ -257,6 +257,12 @@ FORMATS: Mapping[str, Callable[[Path, nn.Module, tuple[int, ...], Path], list[Ex
     "pt2": _export_pt2,
     "safetensors": _export_safetensors,
 }
+#: What each format is, for people.
+FORMAT_DESCRIPTIONS: Mapping[str, str] = {
+    "onnx": "for ONNX Runtime and others (extra `onnx`), with any batch size",
+    "pt2": "a program of torch.export, with any batch size",
+    "safetensors": "weights and description, for evoprune.load",
+}
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from itertools import takewhile
 
 
 class EvoPruneError(Exception):
@@ -24,9 +26,15 @@ class UnknownNameError(OptionError, LookupError):
     def __init__(self, kind: str, name: str, valid_names: Iterable[str]) -> None:
         """Build the message from the ``kind`` of thing, the unknown ``name`` and the ``valid_names``."""
         valid = sorted(valid_names)
-        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        near = difflib.get_close_matches(name, valid, n=len(valid) or 1, cutoff=0.5)
+        hint = f"did you mean {max(near, key=partial(_nearness, name))!r}? " if near else ""
         super().__init__(f"unknown {kind} {name!r}; {hint}valid: {', '.join(valid)}")
+
+
+def _nearness(name: str, valid: str) -> tuple[float, int]:
+    """Return how alike two names are; of equally like ones the one with the longer common beginning is nearer."""
+    beginning = takewhile(lambda pair: pair[0] == pair[1], zip(name, valid, strict=False))
+    return difflib.SequenceMatcher(None, valid, name).ratio(), len(list(beginning))
 
 
 def check_rules(rules: Iterable[tuple[str, bool, object]], *, purpose: str = "") -> None:

@@ -16,7 +16,7 @@ from search_spaces.errors import UnknownNameError
 #: Names of the lists, here too, since the catalogue takes seconds to import.
 KINDS = (
     *("models", "data", "criteria", "fitness", "rungs", "objectives", "fitness-images", "compensations", "metrics"),
-    *("modes", "comparisons", "loggers"),
+    *("modes", "comparisons", "formats", "loggers"),
 )
 Kind = Annotated[
     str | None, typer.Argument(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}; all where left out.", show_default=False)

@@ -20,7 +20,8 @@ from evoprune.artefact import (
     record_genome,
     save_artefact,
 )
-from evoprune.exporting import ExportError, export
+from evoprune.catalogue import catalogue
+from evoprune.exporting import FORMATS, ExportError, export
 from evoprune.run_directory import RunDirectory
 from search_spaces import prune_model
 from search_spaces.errors import OptionError, UnknownNameError
@@ -174,3 +175,7 @@ def test_wrong_use_is_named(artefact: Path, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OptionError, match=r"onnxruntime, which are not installed; pip install 'evoprune\[onnx\]'"):
         export(artefact, tmp_path / "out", ["onnx"])
     assert not (tmp_path / "out").exists()
+
+
+def test_every_format_is_listed() -> None:
+    assert FORMATS.keys() == catalogue()["formats"].keys()

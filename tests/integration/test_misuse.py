@@ -59,6 +59,7 @@ def test_absolute_budget_above_the_dense_cost(inputs: Path, tmp_path: Path) -> N
     ("option", "value", "nearest"),
     [
         ("--model", "vgg61", "did you mean 'vgg16'?"),
+        ("--model", "resnet21", "did you mean 'resnet20'?"),
         ("--data", "digit", "did you mean 'digits'?"),
         ("--seed-with", "two-stp", "did you mean 'two-step'?"),
         ("--prior", "taylr", "did you mean 'taylor'?"),

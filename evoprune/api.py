@@ -139,7 +139,8 @@ def resume(
     """Continue the search in the run directory ``run``; the outcome is that of one that was never interrupted.
 
     Args:
-        run: A run directory; one that is finished is answered from its ``result.json``, unless there are ``limits``.
+        run: A run directory; one that is finished is answered from its ``result.json``, unless there are other
+            ``limits`` than it had.
         model: The dense network, where the run was started with an object.
         data: The images, where the run was started with an object.
         workers: Number of Ray workers, where it is to be another than before; it does not change the outcome.
@@ -160,7 +161,7 @@ def resume(
     if workers is not None or address is not None or limits.keys() - set(LIMITS):
         _placed(with_limits(directory, read_options(directory), limits), workers, address)  # before all else
     has_limits = any(value is not None for value in limits.values())
-    if directory.result_path.is_file() and not has_limits:
+    if directory.result_path.is_file() and (not has_limits or _has_these(directory, limits)):
         remedy = f"delete it and continue the run with `{resume_command(directory.path)}`"
         result = SearchResult.from_json(directory.path, read_json(directory.result_path, remedy))
         observer.on_note(f"{run} is finished")
@@ -174,6 +175,12 @@ def resume(
             record_limits(directory, options)
         directory.result_path.unlink(missing_ok=True)  # or a run that is stopped again would pass for finished
     return run_session(directory, resolved, preparation, observer, [*loggers, *(callbacks or ())])
+
+
+def _has_these(run: RunDirectory, limits: Mapping[str, Any]) -> bool:
+    """Whether the run was started, or last resumed, with ``limits``, or such as are None."""
+    options = read_options(run)
+    return with_limits(run, options, limits) == with_limits(run, options, {})
 
 
 def evaluate(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import NoReturn, ParamSpec
 
@@ -27,14 +29,28 @@ INTERRUPTED = 130
 _DEBUG_VARIABLE = "EVOPRUNE_DEBUG"
 _WRONG_USE_ERRORS = (OptionError, BudgetError, WeightsError, DataError, RunDirectoryError)
 
+#: Options of the Python interface to the parameters of commands that carry another name.
+RENAMED = {
+    "max_time_s": "max_time",
+    "n_checks": "checks",
+    "n_distillation_steps": "distill_steps",
+    "n_elites": "elites",
+    "n_generations": "generations",
+    "n_halvings": "halvings",
+    "n_layer_distillation_steps": "layer_distill_steps",
+    "population_size": "population",
+}
+
 P = ParamSpec("P")
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Return ``command`` with every error turned into one message on stderr and an exit code.
 
-    With ``as_json`` nothing but its result is on stdout, whatever a model's own code prints.
+    With ``as_json`` nothing but its result is on stdout, whatever a model's own code prints. Options are called in the
+    message what they are called on the command line.
     """
+    parameters = inspect.signature(command).parameters
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -47,10 +63,11 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             from evoprune.artefact import ArtefactError
             from evoprune.interruption import InterruptedRunError
 
+            message = in_flags(str(error), parameters)
             if isinstance(error, InterruptedRunError):
                 stderr_console().print(f"[yellow]{escape(str(error))}[/yellow]", soft_wrap=True)
                 raise typer.Exit(INTERRUPTED) from None
-            _fail(error, WRONG_USE if isinstance(error, (*_WRONG_USE_ERRORS, ArtefactError)) else FAILED)
+            _fail(error, message, WRONG_USE if isinstance(error, (*_WRONG_USE_ERRORS, ArtefactError)) else FAILED)
         except KeyboardInterrupt:
             stderr_console().print("[yellow]interrupted[/yellow]")
             raise typer.Exit(INTERRUPTED) from None
@@ -64,8 +81,19 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     return guarded
 
 
-def _fail(error: EvoPruneError, exit_code: int) -> NoReturn:
-    stderr_console().print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
+def in_flags(message: str, parameters: Collection[str]) -> str:
+    """Return ``message`` with options of the Python interface called as on a command line with ``parameters``."""
+    from evoprune.options import SearchOptions
+
+    flags = {name: name for name in SearchOptions.model_fields if "_" in name} | RENAMED
+    for name, parameter in flags.items():
+        if parameter in parameters:
+            message = re.sub(rf"(?<![\w/.-]){name}\b", "--" + parameter.replace("_", "-"), message)
+    return message
+
+
+def _fail(error: EvoPruneError, message: str, exit_code: int) -> NoReturn:
+    stderr_console().print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
     if os.environ.get(_DEBUG_VARIABLE):
         raise error
     raise typer.Exit(exit_code) from None

@@ -143,7 +143,7 @@ def test_the_table_of_another_network(inputs: Path, measured: dict[str, Any], tm
 
 @pytest.mark.parametrize(
     ("option", "value", "rule"),
-    [("--dtype", "int8", "one of float32, bfloat16"), ("--threads", "0", "`threads`"), ("--checks", "0", "`n_checks`")],
+    [("--dtype", "int8", "one of float32, bfloat16"), ("--threads", "0", "`threads`"), ("--checks", "0", "`--checks`")],
 )
 def test_measurements_out_of_range(tmp_path: Path, option: str, value: str, rule: str) -> None:
     refused = run("latency", *MODEL, "--out", tmp_path / "latency.json", option, value)

@@ -65,18 +65,22 @@ def test_a_run_that_is_given_more_generations_ends_as_one_that_began_with_them(
     assert outcome.exit_code == 0, outcome.stderr
     assert outcome.json["stopped_by"] == f"{N_GENERATIONS} generations"
     _same_run(folder, whole)
-    again = run("resume", folder, "--json")
-    assert again.json == outcome.json
+    for again in (
+        run("resume", folder, "--json"),
+        run("resume", folder, "--generations", str(N_GENERATIONS), "--json"),
+    ):
+        assert "is finished" in again.stderr
+        assert again.json == outcome.json
 
 
 def test_limits_that_make_no_sense_are_refused(inputs: tuple[str, str], whole: Path, tmp_path: Path) -> None:
     outcome = start(inputs, tmp_path / "RUN", "--min-hypervolume-gain", "0.1")
     assert outcome.exit_code == 2
-    assert "`min_hypervolume_gain` needs a front" in outcome.message
+    assert "`--min-hypervolume-gain` needs a front" in outcome.message
     for option in ("--max-evaluations", "--max-time", "--patience"):
         outcome = start(inputs, tmp_path / "RUN", option, "0")
         assert outcome.exit_code == 2
-        assert option.strip("-").replace("-", "_") in outcome.message
+        assert f"`{option}`" in outcome.message
     assert not (tmp_path / "RUN").exists()
     with pytest.raises(OptionError, match="may be resumed with other limits only, but got population_size"):
         evoprune.resume(whole, population_size=8)

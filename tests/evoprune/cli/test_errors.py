@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 import typer
 
 from evoprune.artefact import ArtefactError
-from evoprune.cli.errors import reports_errors
+from evoprune.cli import latency_command, search_commands
+from evoprune.cli.errors import RENAMED, reports_errors
 from evoprune.exporting import ExportError
 from evoprune.interruption import InterruptedRunError
+from evoprune.options import LatencyOptions, SearchOptions
 from search_spaces.errors import (
     BudgetError,
     DataError,
@@ -47,6 +50,28 @@ def _exit_code(error: BaseException) -> int:
 def test_wrong_use_is_2(error: EvoPruneError, capsys: pytest.CaptureFixture[str]) -> None:
     assert _exit_code(error) == 2
     assert capsys.readouterr() == ("", f"error: {error}\n")
+
+
+def test_options_are_called_what_they_are_called_in_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    @reports_errors
+    def command(generations: int = 0, cost_weight: float = 1.0) -> None:
+        raise OptionError(
+            f"`n_generations` {generations} and cost_weight={cost_weight}, not round_to or /a/n_generations"
+        )
+
+    with pytest.raises(typer.Exit):
+        command()
+    message = "`--generations` 0 and --cost-weight=1.0, not round_to or /a/n_generations"
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_every_option_of_another_name_is_one_of_a_command() -> None:
+    commands = [search_commands.search, search_commands.resume, latency_command.latency]
+    parameters = {name for command in commands for name in inspect.signature(command).parameters}
+    assert set(RENAMED.values()) <= parameters
+    assert not set(RENAMED) & parameters
+    options = {*SearchOptions.model_fields, *LatencyOptions.model_fields}
+    assert set(RENAMED) <= options
 
 
 @pytest.mark.parametrize("error", [ExecutionError("m"), TraceError("m"), ExportError("m"), EvoPruneError("m")])

@@ -12,6 +12,7 @@ from fitness.criteria import CriterionInput
 from fitness.criteria.hashing import HashBuckets, buckets, representatives
 from fitness.merging import MergeCompensation, MergeOptions
 from search_spaces.errors import OptionError
+from tests.fitness.criteria.networks import maps_of
 from tests.fitness.networks import images, prepared, program_of
 from tests.search_spaces.patterns import Chain, conv_bn
 
@@ -66,7 +67,7 @@ def test_projections_are_those_of_the_centred_maps(name: str) -> None:
     for index, group in data.groups:
         projected = np.zeros((group.size, 4))
         for gene in range(group.size):
-            for view, maps in enumerate(data.maps(index)):
+            for view, maps in enumerate(maps_of(data, index)):
                 values = maps[:11, gene].double().flatten()
                 values = values - values.mean()
                 projected[gene] += (values[:, None] * torch.cat(planes[index, view])).sum(dim=0).numpy()

@@ -32,8 +32,8 @@ _BUSY_TIMEOUT_S = 30.0
 _N_KEYS_PER_QUERY = 500  # below SQLite's oldest limit of 999 bound values
 
 _META_SCHEMA = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);"
+#: Of rows that do not say: they hold for whoever asks from their generation on, or from an earlier one.
 _ANY_SINCE = -1
-"""Of rows that do not say: they hold for whoever asks from their generation on, or from an earlier one."""
 _SCHEMA = f"""
 CREATE TABLE evaluations (
     digest TEXT NOT NULL,
@@ -178,7 +178,8 @@ class EvaluationStore:
         for start in range(0, len(digests), _N_KEYS_PER_QUERY):
             keys = list(digests[start : start + _N_KEYS_PER_QUERY])
             marks = ", ".join("?" * len(keys))
-            sql = f"SELECT {_COLUMNS} FROM evaluations WHERE rung = ? AND digest IN ({marks}) AND {holds}"  # noqa: S608
+            where = f"rung = ? AND digest IN ({marks}) AND {holds}"
+            sql = f"SELECT {_COLUMNS} FROM evaluations WHERE {where}"  # noqa: S608 - literals and marks only
             for record in self._select(sql, [rung, *keys, *[since] * holds.count("?")]):
                 found[record.evaluation.digest] = record
         return found
@@ -336,7 +337,8 @@ class EvaluationStore:
 
     def _create(self, n_genes: int, space_fingerprint: str) -> None:
         meta = {"n_genes": str(n_genes), "space_fingerprint": space_fingerprint}
-        rows = "".join(f"INSERT INTO meta VALUES ('{key}', '{value}');" for key, value in meta.items())  # noqa: S608
+        pairs = [f"('{key}', '{value}')" for key, value in meta.items()]
+        rows = "".join(f"INSERT INTO meta VALUES {pair};" for pair in pairs)  # noqa: S608 - numbers and digests only
         marks = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
         self._connection.executescript(f"BEGIN IMMEDIATE; {_META_SCHEMA} {_SCHEMA} {rows} {marks} COMMIT;")
 

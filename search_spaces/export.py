@@ -155,7 +155,7 @@ def _parts(nodes: Sequence[fx.Node]) -> dict[fx.Node, dict[fx.Node, int]]:
         if source is None:
             continue
         if node.target is operator.getitem:
-            parts[node] = {**parts[source], source: int(node.args[1])}  # type: ignore[arg-type]
+            parts[node] = {**parts[source], source: int(node.args[1])}  # type: ignore[arg-type]  # an index
         elif _storage_of(node) in (0, _storage_of(source)):
             parts[node] = parts[source]
     return parts

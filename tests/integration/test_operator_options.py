@@ -63,9 +63,9 @@ def test_blocks_are_toggled_where_there_are_any(inputs: Path, tmp_path: Path) ->
     ("options", "message"),
     [
         (["--width-phase", "half"], "`--width-phase` must be a count >= 0 or a share in (0, 1), but got 'half'"),
-        (["--width-phase", "1.5"], "width_phase"),
-        (["--width-phase", "-1"], "width_phase"),
-        (["--local-search", "--mode", "random"], "`local_search` is of the modes global and pareto"),
+        (["--width-phase", "1.5"], "--width-phase"),
+        (["--width-phase", "-1"], "--width-phase"),
+        (["--local-search", "--mode", "random"], "`--local-search` is of the modes global and pareto"),
         (["--restart", "--mode", "uniform-l1"], "`restart` is of the modes global and pareto"),
     ],
 )

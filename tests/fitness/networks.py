@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from fitness.program import Program
 from search_spaces import SearchSpace

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from fitness.compensation import CompensationOptions, SequentialCompensation, shortcut_partners
 from fitness.folding import FoldedLayer, keep_mask

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from fitness.distillation import DistillationEvaluator, DistillationOptions, DivergedError, Lessons
 from fitness.network import JudgedImages, logits_of, quality

@@ -75,7 +75,7 @@ def test_a_fraction_of_channels_is_the_number_that_people_mean(value: float, n_c
 @pytest.mark.parametrize("value", [True, "8", None, float("nan"), 1.0])
 def test_what_is_no_count_and_no_fraction_is_refused(value: object) -> None:
     with pytest.raises(OptionError, match="min_channels must be a count"):
-        GroupRules(min_channels=value)  # type: ignore[arg-type]
+        GroupRules(min_channels=value)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_min_channels_of_a_grouped_convolution_counts_channels_not_genes() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from search_spaces import SearchSpace
 from search_spaces.verification import (

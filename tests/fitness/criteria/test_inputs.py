@@ -28,7 +28,7 @@ def test_maps_are_the_modules_outputs(kind: str) -> None:
     for index, layer in enumerate(model_of(data).layers):  # type: ignore[arg-type]
         made = layer[:2](x)
         x = layer(x)
-        (found,) = maps_of(data, index, kind)  # type: ignore[arg-type]
+        (found,) = maps_of(data, index, kind)  # type: ignore[arg-type]  # a name from a table
         expected = x if kind == "read" else made
         assert found.shape == (5, data.space.groups[index].size, 1, 8, 8)
         assert torch.allclose(found[:, :, 0].double(), expected, atol=1e-4)

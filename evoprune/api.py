@@ -15,7 +15,7 @@ from evoprune.artefact import ArtefactError, load, read_description
 from evoprune.budget import parse_budgets
 from evoprune.callbacks import Callback
 from evoprune.exporting import resolve_artefact
-from evoprune.finetuned_run import finetune_run
+from evoprune.finetuned_run import default_finetuned_path, finetune_run, network_to_finetune
 from evoprune.fitness_plan import check_fitness
 from evoprune.inspection import SpaceSummary, draw_space, summarise_space
 from evoprune.latency_tables import LatencyReport, measure_and_check
@@ -37,7 +37,7 @@ from evoprune.run_directory import (
     resume_command,
     write_atomically,
 )
-from evoprune.run_paths import default_run_path, free_path
+from evoprune.run_paths import default_run_path
 from evoprune.session import plan_of, prepare_again, read_options, run_session, save_inputs
 from fitness.data import ImageData, load_data
 from search_spaces.errors import OptionError, RunDirectoryError
@@ -247,37 +247,39 @@ def finetune(
     """Train the small network of ``run`` on, taught by the dense one, and write it to an artefact of its own.
 
     Args:
-        run: The directory of a finished run.
+        run: The directory of a finished run, whose ``best`` is taken, or the folder of another artefact in a run, as
+            :func:`pick` and this function write them.
         model: The dense network, where the run was started with an object.
         data: The images, where the run was started with an object.
-        out: Folder of the artefact; by default ``finetuned`` in the run directory, with a number where that exists.
-            One that is made while the training lasts is not replaced: a number is added then, too.
+        out: Folder of the artefact; by default ``finetuned`` in the run directory, ``finetuned-NAME`` for a picked
+            network of that name, with a number where that exists. One that is made while the training lasts is not
+            replaced: a number is added then, too.
         observer: Hears of progress, and may stop the training; nothing is written then.
         **options: Fields of :class:`evoprune.options.FinetuneOptions`; the seed is that of the run by default.
 
     Raises:
-        RunDirectoryError: ``run`` is no run directory, network or images are not those it was started with, or ``out``
-            cannot be written.
-        ArtefactError: The run has no network yet, or ``out`` exists.
+        RunDirectoryError: ``run`` is no run directory nor in one, network or images are not those it was started with,
+            or ``out`` cannot be written.
+        ArtefactError: The run has no network yet, the artefact is damaged or of another network, or ``out`` exists.
         OptionError: An option breaks its rule.
         TrainingError: The loss became NaN or infinite.
         InterruptedRunError: The observer asked to stop.
     """
     _check_arguments(own_model=model, own_data=data, observer=observer)
     observer = observer or SilentObserver()
-    directory = RunDirectory.open_existing(as_path(run, "run"))
+    directory, source = network_to_finetune(as_path(run, "run"))
     started_with = directory.read_config()["options"]
     if options.get("seed") is None:
         options["seed"] = started_with.get("seed")
     resolved = resolve_options(FinetuneOptions, options)
     device = resolve_device(resolved.device)
-    description = read_description(directory.best_path)
-    target = free_path(directory.path / "finetuned") if out is None else as_path(out, "out")
+    description = read_description(source)
+    target = default_finetuned_path(directory, source) if out is None else as_path(out, "out")
     if target.exists():
         raise ArtefactError(f"a finetuned network needs a folder of its own, but {target} exists; choose another --out")
     RunDirectory.check_available(target)  # before hours of training
     _, preparation = prepare_again(directory, observer, model=model, data=data)
-    return finetune_run(directory, resolved, preparation, description, target, observer, device=device)
+    return finetune_run(directory, source, resolved, preparation, description, target, observer, device=device)
 
 
 def pick(

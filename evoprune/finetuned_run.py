@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from evoprune.artefact import Description, load, save_artefact
+from evoprune.artefact import DESCRIPTION_FILE, ArtefactError, Description, load, save_artefact
 from evoprune.finetuning import finetune
 from evoprune.interruption import stop_if_asked
 from evoprune.observer import Observer
@@ -15,12 +15,41 @@ from evoprune.optimisation import accuracy
 from evoprune.options import FinetuneOptions
 from evoprune.preparation import Preparation
 from evoprune.result import FinetuneResult
-from evoprune.run_directory import RunDirectory, write_json
+from evoprune.run_directory import RunDirectory, run_around, write_json
 from evoprune.run_paths import free_path
+from search_spaces.errors import RunDirectoryError
+
+_NAME = "finetuned"
+
+
+def network_to_finetune(path: Path) -> tuple[RunDirectory, Path]:
+    """Return the run that ``path`` is or lies in, and the folder of the network that is meant.
+
+    Raises:
+        RunDirectoryError: ``path`` is neither a run directory nor an artefact in one.
+    """
+    if not (path / DESCRIPTION_FILE).is_file():
+        run = RunDirectory.open_existing(path)
+        return run, run.best_path
+    around = run_around(path)
+    if around is None:
+        raise RunDirectoryError(
+            f"a finetuning needs the dense network and the images of a run, but the artefact {path} lies in none; name "
+            "a run, or an artefact in one, such as `evoprune pick` writes without --out"
+        )
+    return RunDirectory.open_existing(around), path.resolve()
+
+
+def default_finetuned_path(run: RunDirectory, source: Path) -> Path:
+    """Return where in ``run`` the network in ``source`` goes when it is finetuned; a name that is free."""
+    if source.resolve() == run.best_path.resolve():
+        return free_path(run.path / _NAME)
+    return free_path(run.path / (source.name if source.name.startswith(_NAME) else f"{_NAME}-{source.name}"))
 
 
 def finetune_run(
     run: RunDirectory,
+    source: Path,
     options: FinetuneOptions,
     preparation: Preparation,
     description: Description,
@@ -29,24 +58,30 @@ def finetune_run(
     *,
     device: torch.device,
 ) -> FinetuneResult:
-    """Write the network of ``run``, taught by its dense one, to ``target``, with its figures.
+    """Write the network in ``source``, taught by the dense one of its ``run``, to ``target``, with its figures.
 
     Args:
-        run: Its ``best`` is trained on; nothing of it is changed.
+        run: What the network was cut in; nothing of it is changed.
+        source: Folder of the artefact that is trained on, which stays as it is.
         options: How to train.
         preparation: The dense network and the images; test images are read before and after.
-        description: Of the network in ``best``.
+        description: Of the network in ``source``.
         target: Folder of the artefact; where it exists once the training is over, a number is added to its name.
         observer: Hears of progress, and may stop the training; nothing is written then.
         device: Where to train.
 
     Raises:
-        ArtefactError: ``target`` cannot be written.
+        ArtefactError: ``source`` is damaged or was cut from another network, or ``target`` cannot be written.
         TrainingError: The loss became NaN or infinite.
         InterruptedRunError: The observer asked to stop.
     """
     images, dense = preparation.data, preparation.dense.model
-    small = load(run.best_path, dense)
+    if description.model.weights_hash != preparation.dense.record.weights_hash:
+        raise ArtefactError(
+            f"a network is taught by the one that it was cut from, but {source} was cut from one of other weights than "
+            f"those of the run {run.path}; finetune it in its own run"
+        )
+    small = load(source, dense)
     n_epochs_done = 0.0
 
     def on_progress(epoch: int, n_epochs: int, step: int, n_steps: int, loss: float) -> None:
@@ -74,10 +109,12 @@ def finetune_run(
     if target.exists():  # made meanwhile, as by another training of this run
         target, taken = free_path(target), target
         observer.on_note(f"{taken} exists by now: the finetuned network goes to {target}")
-    save_artefact(target, finetuned.model, description.model_copy(update={"finetuned_epochs": n_epochs_done}))
+    n_epochs = description.finetuned_epochs + n_epochs_done
+    save_artefact(target, finetuned.model, description.model_copy(update={"finetuned_epochs": n_epochs}))
     result = FinetuneResult(
         artefact=target,
         run=run.path,
+        source=source,
         seed=options.seed,
         epochs=options.epochs,
         epochs_done=n_epochs_done,

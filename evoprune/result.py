@@ -298,6 +298,7 @@ class FinetuneResult(_Figures):
     Attributes:
         artefact: Folder of the finetuned network.
         run: The run that it came from.
+        source: Folder of the network that was trained on.
         seed: Of order and augmentation.
         epochs: Epochs that were asked for.
         epochs_done: Epochs that were trained, parts included.
@@ -314,6 +315,7 @@ class FinetuneResult(_Figures):
 
     artefact: Path
     run: Path
+    source: Path
     seed: int
     epochs: int
     epochs_done: float

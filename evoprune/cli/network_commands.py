@@ -34,6 +34,10 @@ TrustFactory = Annotated[
     typer.Option("--trust-factory", help="Import and call the package.module:factory that an artefact names."),
 ]
 RunOrArtefact = Annotated[Path, typer.Argument(help="Run directory, or folder of an artefact.", show_default=False)]
+RunOrItsArtefact = Annotated[
+    Path,
+    typer.Argument(help="Run directory, or folder of an artefact in one, such as RUN/pick-0.4.", show_default=False),
+]
 Formats = Annotated[list[str] | None, typer.Option("--format", "-f", help="safetensors, onnx or pt2; repeatable.")]
 OtherBudget = Annotated[
     str | None, typer.Option("--budget", "-b", help="Take the run's best network within this budget instead.")
@@ -109,7 +113,7 @@ def evaluate(
 
 @reports_errors
 def finetune(
-    run: arg.Run,
+    run: RunOrItsArtefact,
     out: Out = None,
     epochs: Epochs = FINETUNING.epochs,
     max_time: MaxTime = None,
@@ -119,7 +123,7 @@ def finetune(
     device: arg.Device = "auto",
     as_json: arg.AsJson = False,
 ) -> None:
-    """Train the small network of a run on, taught by the dense one, and write an artefact of its own."""
+    """Train the small network of a run on, or one picked from it, taught by the dense one; write another artefact."""
     from evoprune import api
 
     with rich_observer() as observer:
@@ -156,6 +160,7 @@ def pick(
 ) -> None:
     """Write the best network that a run has judged within another budget; nothing is searched again."""
     from evoprune import api
+    from evoprune.run_directory import run_around
 
     with rich_observer() as observer:
         result = api.pick(run, budget, out=out, observer=observer)
@@ -169,6 +174,10 @@ def pick(
         soft_wrap=True,
         markup=False,
     )
+    artefact = shlex.quote(str(result.artefact))
+    can_be_trained = run_around(result.artefact) is not None
+    finetuning = f"evoprune finetune {artefact}    or: " if can_be_trained else ""
+    stderr_console().print(f"next: {finetuning}evoprune export {artefact}", soft_wrap=True, markup=False)
 
 
 @reports_errors

@@ -25,7 +25,7 @@ from evoprune.result import FinetuneResult
 from fitness.data import load_data, normalise
 from search_spaces.cost import whole_limit
 from search_spaces.models import build_model, load_weights
-from tests.integration.command_line import MODEL, QUICK, Outcome, run
+from tests.integration.command_line import MODEL, QUICK, Outcome, run, write_weights
 
 FIELDS = {
     *("model", "seed", "genome_digest", "macs", "macs_dense", "n_params", "n_params_dense", "test_accuracy_dense"),
@@ -344,6 +344,39 @@ def test_finetune_writes_an_artefact_of_its_own(finished: tuple[Path, Any]) -> N
     taken = run("finetune", folder, "--epochs", "1", "--out", folder / "best")
     assert taken.exit_code == 2
     assert "choose another --out" in taken.message
+
+
+def test_a_picked_network_is_finetuned_in_its_run(inputs: Path, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "RUN", tmp_path / "elsewhere"
+    assert _search(inputs, folder, "--mode", "pareto").exit_code == 0
+    picked = run("pick", folder, "--budget", "0.45")
+    assert f"next: evoprune finetune {folder / 'pick-0.45'}    or: evoprune export" in picked.stderr
+    before = (folder / "pick-0.45" / "weights.safetensors").read_bytes()
+    outcome = run("finetune", folder / "pick-0.45", "--epochs", "1", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.json["artefact"] == str(folder / "finetuned-pick-0.45")
+    assert outcome.json["source"] == str(folder / "pick-0.45")
+    description = read_description(folder / "finetuned-pick-0.45")
+    assert (
+        description.genome == read_description(folder / "pick-0.45").genome != read_description(folder / "best").genome
+    )
+    figures = run("evaluate", folder / "pick-0.45", "--json").json
+    assert outcome.json["test_accuracy_before"] == figures["test_accuracy"]
+    assert outcome.json["macs"] == figures["macs"]
+    assert (folder / "pick-0.45" / "weights.safetensors").read_bytes() == before
+    again = run("finetune", folder / "finetuned-pick-0.45", "--epochs", "1", "--json").json
+    assert again["artefact"] == str(folder / "finetuned-pick-0.45-2")
+    assert read_description(Path(again["artefact"])).finetuned_epochs == 2
+    shutil.copytree(folder / "pick-0.45", elsewhere)
+    assert "lies in none; name a run, or an artefact in one" in run("finetune", elsewhere).message
+    other = tmp_path / "other"
+    write_weights(tmp_path / "weights.safetensors", seed=1)
+    assert _search(inputs, other, "--weights", str(tmp_path / "weights.safetensors"), "--budget", "0.5").exit_code == 0
+    shutil.copytree(folder / "best", other / "mixed-up")
+    refused = run("finetune", other / "mixed-up", "--epochs", "1")
+    assert refused.exit_code == 2
+    assert "was cut from one of other weights than those of the run" in refused.message
+    assert not (other / "finetuned-mixed-up").exists()
 
 
 def test_export_prints_what_it_wrote(finished: tuple[Path, Any], tmp_path: Path) -> None:

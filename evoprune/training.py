@@ -106,7 +106,6 @@ def train_dense(
         return functional.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
 
     fit(model, data, recipe, batch_loss, rng=np.random.default_rng(seed), device=device, on_progress=on_progress)
-    model.to(memory_format=torch.contiguous_format)  # as a network that is read from the cache: equal bits
     written = _was_written(model, path)
     return TrainedNetwork(model, False, path if written else None, time.perf_counter() - started)
 

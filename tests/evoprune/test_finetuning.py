@@ -52,6 +52,12 @@ def test_distillation_loss_follows_the_formula(temperature: float, alpha: float)
     assert loss.item() == pytest.approx(alpha * temperature**2 * divergence + (1 - alpha) * cross_entropy)
 
 
+def test_a_trained_network_lies_in_memory_as_a_loaded_one_does(teacher: nn.Module) -> None:
+    finetuned = finetune(small_network(n_channels=6), teacher, bars(), seed=0, recipe=RECIPE).model
+    for network in (teacher, finetuned):
+        assert all(parameter.is_contiguous() for parameter in network.parameters())
+
+
 def test_student_learns_from_the_teacher_and_both_stay_as_they_were(teacher: nn.Module) -> None:
     torch.manual_seed(0)
     student, data, cpu = small_network(n_channels=6).train(), bars(), torch.device("cpu")

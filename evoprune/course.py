@@ -24,8 +24,9 @@ _READ_TIMEOUT_S = 5.0
 _SILENCE_OF_THE_DEAD_S = 10.0
 """Between the making of a run directory and its lock there is less: only then a run that nobody holds has died."""
 LEAST_INTERVAL_S = 0.1
+INTERRUPTED = "interrupted"
 #: Why a run is not going on. ``killed``: its process is gone without a word.
-ENDED = ("finished", "interrupted", "failed", "killed")
+ENDED = ("finished", INTERRUPTED, "failed", "killed")
 
 
 class CourseWriter(Callback):
@@ -193,7 +194,7 @@ def read_snapshot(run: str | Path, *, now: Callable[[], float] = time.time) -> R
 
     Args:
         run: A run directory, live or not; only its ``config.json`` and its evaluation store are looked at, and before
-            the first request whether a process holds it.
+            the first request whether a process holds it, and its log.
         now: Seconds since 1970.
 
     Raises:
@@ -216,7 +217,7 @@ def read_snapshot(run: str | Path, *, now: Callable[[], float] = time.time) -> R
     pid, host = int(content.pop("pid", 0)), content.pop("host", "")
     if content.get("status") == "running":
         if host == platform.node() and not _is_alive(pid):
-            content |= {"status": "killed", "reason": "its process is gone"}
+            content |= {"status": "killed", "reason": _of_killed(directory)}
         else:
             content["elapsed_s"] += silent_s
     known = {name: value for name, value in content.items() if name in RunSnapshot.__dataclass_fields__}
@@ -251,13 +252,20 @@ def follow(
 
 
 def _before_requests(directory: RunDirectory, rungs: Mapping[str, RungFigures], now: float) -> RunSnapshot:
-    """Return where a run stands that has not written its course: in preparation, or dead without a word."""
+    """Return where a run stands that has not written its course: in preparation, stopped there, or dead."""
     run = str(directory.path)
-    if now - directory.changed_at() < _SILENCE_OF_THE_DEAD_S or directory.is_held():
+    if directory.is_held():
         return RunSnapshot(run, "preparing", rungs=rungs)
-    return RunSnapshot(
-        run, "killed", f"its process is gone; continue it with `{resume_command(directory.path)}`", rungs=rungs
-    )
+    *_, last = ({}, *directory.read_log())
+    if last.get("event") == INTERRUPTED:
+        return RunSnapshot(run, INTERRUPTED, str(last.get("reason", "")), rungs=rungs)
+    if now - directory.changed_at() < _SILENCE_OF_THE_DEAD_S:
+        return RunSnapshot(run, "preparing", rungs=rungs)
+    return RunSnapshot(run, "killed", _of_killed(directory), rungs=rungs)
+
+
+def _of_killed(directory: RunDirectory) -> str:
+    return f"its process is gone; continue it with `{resume_command(directory.path)}`"
 
 
 def _is_alive(pid: int) -> bool:

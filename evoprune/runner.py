@@ -32,6 +32,8 @@ from evoprune.stopping import AnyOf, Progress, StopRule
 from fitness.evaluation import Evaluation
 from search_spaces.errors import RunDirectoryError
 
+_BY_SIGNAL = "stopped by a signal"
+
 
 def run_search(
     search: Strategy,
@@ -129,7 +131,7 @@ class _Session:
             except _Stopped as stopped:
                 status, reason = stopped.status, stopped.reason
             except KeyboardInterrupt:
-                status, reason = "interrupted", "Ctrl-C"
+                status, reason = "interrupted", _BY_SIGNAL
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
                 with suppress(RunDirectoryError):  # it may be what failed
@@ -220,7 +222,7 @@ class _Session:
 
     def _check_interruption(self) -> None:
         if self._is_interrupted.is_set():
-            raise _Stopped("interrupted", "Ctrl-C")
+            raise _Stopped("interrupted", _BY_SIGNAL)
         if self._should_stop():
             raise _Stopped("interrupted", "asked to stop")
 

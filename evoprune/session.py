@@ -16,6 +16,7 @@ from torch import nn
 from evoprune.baseline import l1_scores
 from evoprune.callbacks import Callback, SearchOutcome
 from evoprune.comparison import RANDOM, RandomOutcome, compare_at_random
+from evoprune.course import INTERRUPTED
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import Executor, InProcessExecutor
 from evoprune.finishing import (
@@ -83,7 +84,11 @@ def run_session(
         for name, reason in knowledge.left_out.items():
             observer.on_note(f"left out of the mixture: {name}: {reason}")
         search = make_search(options, preparation, knowledge)
-        stop_if_asked(observer, run.path, "the criteria")
+        try:
+            stop_if_asked(observer, run.path, "the criteria")
+        except InterruptedRunError:
+            run.append_log(INTERRUPTED, reason="asked to stop while it was prepared")  # no store could tell yet
+            raise
         with (
             EvaluationStore(run.evaluations_path, space.n_genes, space.fingerprint) as store,
             contextlib.closing(_executor_of(run, search, options, preparation)) as executor,

@@ -111,7 +111,7 @@ def test_an_interrupted_run_and_one_that_failed(tmp_path: Path) -> None:
     interrupted, failed = make_run(tmp_path / "interrupted"), make_run(tmp_path / "failed")
     run(interrupted, Recorder(interrupt_after=40))
     snapshot = read_snapshot(interrupted.path)
-    assert (snapshot.status, snapshot.reason, snapshot.has_ended) == ("interrupted", "Ctrl-C", True)
+    assert (snapshot.status, snapshot.reason, snapshot.has_ended) == ("interrupted", "stopped by a signal", True)
     evaluator = CountingEvaluator(make_target(tiny_space().n_genes))
     evaluator.evaluate = lambda *_: []  # type: ignore[method-assign]
     with pytest.raises(ExecutionError):
@@ -126,7 +126,8 @@ def test_a_run_that_was_killed_is_told_apart_and_its_course_goes_on_when_resumed
     arguments = [sys.executable, "-c", KILLED, str(directory.path)]
     assert subprocess.run(arguments, cwd=Path(__file__).parents[2], check=False).returncode == -signal.SIGKILL
     snapshot = read_snapshot(directory.path)
-    assert (snapshot.status, snapshot.reason) == ("killed", "its process is gone")
+    remedy = f"its process is gone; continue it with `evoprune resume {directory.path}`"
+    assert (snapshot.status, snapshot.reason) == ("killed", remedy)
     assert snapshot.generation >= 0
     assert_equal_runs(run(directory), run(whole))
     first, second = read_snapshot(directory.path), read_snapshot(whole.path)

@@ -154,7 +154,7 @@ def test_ctrl_c_ends_in_order_and_the_run_continues(
     handler = signal.getsignal(signal.SIGINT)
     recorder = Recorder(interrupt_after=interrupt_after)
     outcome, _ = run(directory, recorder)
-    assert (outcome.status, outcome.reason) == ("interrupted", "Ctrl-C")
+    assert (outcome.status, outcome.reason) == ("interrupted", "stopped by a signal")
     assert recorder.events[-1] is outcome
     assert (outcome.best is None) == (interrupt_after == 1)
     assert outcome.n_evaluations == len(stored(directory)) < len(stored(whole[0]))

@@ -159,6 +159,20 @@ def test_stopped_before_there_is_anything_to_resume(options: dict[str, Any], tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_stopped_while_the_criteria_are_asked(options: dict[str, Any], uninterrupted: Path, tmp_path: Path) -> None:
+    class Stopping(_CtrlC):
+        def should_stop(self) -> bool:
+            return self._stage.startswith("preparing")
+
+    folder = tmp_path / "RUN"
+    with pytest.raises(InterruptedRunError, match="stopped after the criteria; continue with"):
+        evoprune.search(**options, out=folder, observer=Stopping("", 0))
+    watched = run("watch", folder, "--json").json
+    assert (watched["status"], watched["reason"]) == ("interrupted", "asked to stop while it was prepared")
+    evoprune.resume(folder)
+    _same_run(folder, uninterrupted)
+
+
 def test_a_run_continues_from_another_folder(
     options: dict[str, Any], uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

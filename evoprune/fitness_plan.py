@@ -34,6 +34,8 @@ _READERS: Mapping[str, tuple[str, ...]] = {
 _USUAL_OBJECTIVE = SearchOptions.model_fields["objective"].default
 #: Options that only modes read which ask criteria.
 _OF_CRITERIA = ("seed_with", "prior", "seed_share", "random_share", "prior_temperature")
+#: Options that only searches read in which some rung compares predictions.
+_OF_FITNESS_IMAGES = ("n_fitness_images", "fitness_images")
 _WITHOUT_IMAGES = (E1_RUNG, E2_RUNG, WAVELET_RUNG)
 
 
@@ -124,6 +126,12 @@ def check_fitness(options: SearchOptions, *, is_object: bool) -> None:
         raise OptionError(
             f"the mode {options.mode!r} asks no criteria, but got {asked[0]}={getattr(options, asked[0])!r}; leave it "
             "out"
+        )
+    given = [name for name in _OF_FITNESS_IMAGES if getattr(options, name) != type(options).model_fields[name].default]
+    if given and not judges_images(options):
+        raise OptionError(
+            f"`{given[0]}` is of the images that predictions are compared on, but nothing compares any with "
+            f"fitness={options.fitness!r} in mode {options.mode!r}; leave it out"
         )
     _check_criteria(options)
     if is_object and options.workers and needs_modules(plan.rungs):

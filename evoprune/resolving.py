@@ -14,8 +14,10 @@ from evoprune.comparison import COMPARISONS
 from evoprune.fitness_plan import FITNESSES
 from evoprune.knowledge import LEARNED, parse_criteria
 from evoprune.modes import MODES
-from evoprune.options import Options, SearchOptions
+from evoprune.options import NetworkOptions, Options, SearchOptions
+from evoprune.preparation import OBJECT
 from fitness.data import DATA
+from fitness.data.torchvision_sets import TORCHVISION_SETS
 from fitness.options import FITNESS_IMAGES
 from search_spaces.errors import OptionError, UnknownNameError
 
@@ -43,6 +45,8 @@ def resolve_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT
     except ValidationError as error:
         problems = [_described(kind, problem) for problem in error.errors(include_url=False)]
         raise OptionError("; ".join(dict.fromkeys(problems))) from None
+    if isinstance(options, NetworkOptions):
+        _check_data_root(options)
     if isinstance(options, SearchOptions):
         _check_mode(options)
         _check_latency_table(options)
@@ -93,6 +97,21 @@ def _refuse_unknown_names(given: Mapping[str, Any]) -> None:
         criteria = given.get(option)
         if isinstance(criteria, str):
             parse_criteria(criteria, learned)
+
+
+def _check_data_root(options: NetworkOptions) -> None:
+    """Check that a folder of downloads is given only with images that are downloaded.
+
+    Raises:
+        OptionError: Nothing would be read from it, or written to it.
+    """
+    kind = options.data.partition(":")[0]
+    is_known = kind in DATA or f"{kind}:PATH" in DATA or options.data.startswith(OBJECT)
+    if options.data_root is not None and is_known and kind not in TORCHVISION_SETS:
+        raise OptionError(
+            f"`data_root` is the folder that {', '.join(TORCHVISION_SETS)} are downloaded to, but got "
+            f"data_root={str(options.data_root)!r} with data={options.data!r}; leave it out"
+        )
 
 
 def _check_mode(options: SearchOptions) -> None:

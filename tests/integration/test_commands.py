@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import evoprune
 from evoprune.artefact import read_description
 from evoprune.observer import SilentObserver
+from evoprune.options import SearchOptions
 from evoprune.result import FinetuneResult
 from fitness.data import load_data, normalise
 from search_spaces.cost import whole_limit
@@ -31,6 +32,9 @@ FIELDS = {
     *("model", "seed", "genome_digest", "macs", "macs_dense", "n_params", "n_params_dense", "test_accuracy_dense"),
     *("test_accuracy", "baseline_uniform_l1_test_accuracy", "n_evaluations", "n_cached", "wall_s", "device", "workers"),
 }
+
+#: Fitnesses that compare no predictions take no other number.
+USUAL_IMAGES = ("--n-fitness-images", str(SearchOptions.model_fields["n_fitness_images"].default))
 
 
 def _search(inputs: Path, out: Path, *options: str) -> Outcome:
@@ -133,9 +137,9 @@ def test_the_winner_is_the_best_of_the_dearest_rung(finished: tuple[Path, Any]) 
 @pytest.mark.parametrize(
     ("options", "rungs", "objective"),
     [
-        (["two-step"], ["e1", "e2"], "e2"),
-        (["two-step", "--screen-factor", "1"], ["e2"], "e2"),
-        (["wavelet"], ["wavelet"], "wavelet"),
+        (["two-step", *USUAL_IMAGES], ["e1", "e2"], "e2"),
+        (["two-step", "--screen-factor", "1", *USUAL_IMAGES], ["e2"], "e2"),
+        (["wavelet", *USUAL_IMAGES], ["wavelet"], "wavelet"),
         (["network", "--halvings", "1"], ["network@8", "network"], "kl"),
         (["distill", "--distill-steps", "2"], ["distill"], "kl"),
         (["ladder", "--halvings", "1", "--elites", "0"], ["e2", "network@8", "network"], "kl"),

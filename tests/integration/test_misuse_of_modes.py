@@ -71,6 +71,15 @@ SEARCHES = [
     (["--seed-share", "0.9", "--random-share", "0.5"], "but got 0.9 and 0.5; lower one of them"),
     (["--address", "auto"], "got address='auto' and workers=0; give the number of workers too"),
     (["--workers", "-1"], "`workers`: input should be greater than or equal to 0, but got -1"),
+    (["--data-root", "downloads"], "`--data-root` is the folder that cifar10, cifar100, "),
+    (
+        ["--fitness", "two-step", "--n-fitness-images", "99"],
+        "`--n-fitness-images` is of the images that predictions are compared on, but nothing compares any with",
+    ),
+    (
+        ["--fitness", "wavelet", "--n-fitness-images", "512", "--fitness-images", "mixture"],
+        "`--fitness-images` is of the images that predictions are compared on",
+    ),
     (["--train-epochs", "8"], "whose weights are given is not trained, but got --train-epochs=8 beside weights='"),
     (["--width-phase", "2"], "`--width-phase <= --generations` must hold, since it is a part of them, but got 2 and 1"),
 ]

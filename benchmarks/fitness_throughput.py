@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.arguments import positive
 from fitness.network import NETWORK_RUNG, NetworkEvaluator, StageEvaluator
 from fitness.options import FitnessOptions
 from fitness.precision import gains_by_bfloat16
@@ -178,9 +179,9 @@ def table(results: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--genomes", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=positive, default=1024)
+    parser.add_argument("--genomes", type=positive, default=5)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--smoke", action="store_true", help="few images and genomes: a check that it runs")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results/fitness_throughput.json"))
     options = parser.parse_args(arguments)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.arguments import positive
 from search_spaces import SearchSpace
 from search_spaces.cost import whole_limit
 from search_spaces.genome import BoolArray, FloatArray
@@ -173,10 +174,10 @@ def write_figures(path: Path, document: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print its tables and, where asked, write them into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--checks", type=int, default=20)
-    parser.add_argument("--genomes", type=int, default=8, help="networks per budget with and without rounding")
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--checks", type=positive, default=20)
+    parser.add_argument("--genomes", type=positive, default=8, help="networks per budget with and without rounding")
     parser.add_argument("--smoke", action="store_true", help="one network, few points: a check that it runs")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results/latency.json"))
     parser.add_argument("--docs", type=Path, help="page whose figures are replaced, such as docs/latency.md")

@@ -40,6 +40,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.arguments import positive
 from benchmarks.modes_methods import DEAP_EA, GREEDY, OPEN_ENDED, SINGLE, Bench, Course, Setting, Task
 from benchmarks.modes_page import write_page
 from evoprune.modes import MODES
@@ -179,11 +180,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budgets", default="0.7,0.5,0.3", help="shares of the dense MACs")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default="", help=f"modes, {GREEDY} and {DEAP_EA}; all by default")
-    parser.add_argument("--evaluations", type=int, default=48, help="compare after so many")
+    parser.add_argument("--evaluations", type=positive, default=48, help="compare after so many")
     parser.add_argument("--seconds", type=float, default=10.0, help="compare after so many CPU seconds")
-    parser.add_argument("--population", type=int, default=8, help="individuals per generation")
-    parser.add_argument("--images", type=int, default=64, help="fitness images")
-    parser.add_argument("--calibration-images", type=int, default=32)
+    parser.add_argument("--population", type=positive, default=8, help="individuals per generation")
+    parser.add_argument("--images", type=positive, default=64, help="fitness images")
+    parser.add_argument("--calibration-images", type=positive, default=32)
     parser.add_argument("--compensation", default="sequential", help="sequential, or recalibrate, which is coarser")
     parser.add_argument("--core", type=int, help="number of the core to use; the last one by default")
     parser.add_argument("--check-images", type=int, default=512, help="images on which winners are judged again")

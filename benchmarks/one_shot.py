@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.arguments import positive
 from benchmarks.priors import Results, Row
 from benchmarks.subjects import BUDGETS, SMOKE, WEIGHTS, Subject, load_images, load_subject
 from evoprune.knowledge import TWO_STEP, KnowledgeSource
@@ -236,12 +237,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="resnet56,vgg16", help=f"of {', '.join(BUDGETS)}")
     parser.add_argument("--criteria", help="names separated by commas; all by default")
-    parser.add_argument("--calibration", type=int, default=256, help="calibration images")
-    parser.add_argument("--test", type=int, default=2000, help="test images, the same ones for every rule")
+    parser.add_argument("--calibration", type=positive, default=256, help="calibration images")
+    parser.add_argument("--test", type=positive, default=2000, help="test images, the same ones for every rule")
     parser.add_argument("--no-peer", action="store_true", help="leave Torch-Pruning out")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the safetensors files")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--smoke", action="store_true", help="a tiny untrained network: a check that it runs")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results/one_shot.jsonl"))
     parser.add_argument("--docs", type=Path, help="also write the page to this Markdown file")

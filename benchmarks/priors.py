@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.arguments import positive
 from benchmarks.plots import line_chart
 from benchmarks.subjects import BUDGETS, SMOKE, WEIGHTS, Subject, load_images, load_subject
 from evoprune.knowledge import LEARNED, MIXTURE, TWO_STEP, Choice, Knowledge, gather_knowledge
@@ -306,14 +307,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--networks", default="resnet56,vgg16", help=f"of {', '.join(BUDGETS)}")
     parser.add_argument("--criteria", help="names separated by commas, mixture among them; all by default")
     parser.add_argument("--roles", default=",".join(ROLES), help="of seeds, prior, both")
-    parser.add_argument("--evaluations", type=int, default=160)
-    parser.add_argument("--population", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=5, help="how many master seeds: 0, 1, ...")
+    parser.add_argument("--evaluations", type=positive, default=160)
+    parser.add_argument("--population", type=positive, default=16)
+    parser.add_argument("--seeds", type=positive, default=5, help="how many master seeds: 0, 1, ...")
     parser.add_argument("--fitness", choices=sorted(COMPENSATIONS), default="recalibrate", help="what a candidate gets")
-    parser.add_argument("--images", type=int, default=_N_IMAGES, help="fitness images, and calibration images")
+    parser.add_argument("--images", type=positive, default=_N_IMAGES, help="fitness images, and calibration images")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the safetensors files")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--smoke", action="store_true", help="a tiny untrained network: a check that it runs")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results/priors.jsonl"))
     parser.add_argument("--docs", type=Path, help="also write the page to this Markdown file, charts beside it")

@@ -32,6 +32,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.arguments import positive
 from evoprune.finetuning import FinetuningRecipe, finetune, peak_learning_rate
 from fitness.data import ImageBatch, ImageData, load_data, normalise
 from fitness.data.images import MEAN, STD, InMemorySplit, in_memory_data
@@ -367,26 +368,21 @@ def _settings(options: argparse.Namespace) -> Settings:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print its table, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--genomes", type=int, help="per network; 100 by default")
+    parser.add_argument("--genomes", type=positive, help="per network; 100 by default")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--data", default="cifar10", help="images, as `evoprune search --data` takes them")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="folder of the networks' weights")
     parser.add_argument("--finetune-steps", type=int, default=100, help="of the second truth; 0 leaves it out")
     parser.add_argument("--distill-steps", type=int, default=50, help="of the distillation rung; 0 leaves it out")
-    parser.add_argument("--truth-images", type=int, help="calibration images of the networks that tell the truth")
-    parser.add_argument("--test-images", type=int, help="that tell the truth, the first ones; all by default")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--truth-images", type=positive, help="calibration images of the networks that tell the truth")
+    parser.add_argument("--test-images", type=positive, help="that tell the truth, the first ones; all by default")
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--smoke", action="store_true", help="a tiny network and few images: a check that it runs")
     parser.add_argument("--out", type=Path, help="folder of the rows; benchmark-results by default")
     parser.add_argument("--docs", type=Path, help="also write the table to this Markdown file")
     options = parser.parse_args(arguments)
-    if options.genomes is not None and options.genomes < 1:
-        parser.error(f"--genomes must be at least 1, but got {options.genomes}")
     if min(options.finetune_steps, options.distill_steps) < 0:
         parser.error("--finetune-steps and --distill-steps must not be negative")
-    for name, value in (("--truth-images", options.truth_images), ("--test-images", options.test_images)):
-        if value is not None and value < 1:
-            parser.error(f"{name} must be at least 1, but got {value}")
     torch.set_num_threads(options.threads)
     settings = _settings(options)
     with tempfile.TemporaryDirectory() as scratch:

@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.arguments import positive
 from benchmarks.reproducibility_compare import budget_use, differences, named, read_run
 from benchmarks.reproducibility_runs import CommandError, CommandLine
 from evoprune.modes import MODES
@@ -308,7 +309,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--modes", default="", help="names of `evoprune list modes`; all by default")
     parser.add_argument("--weights", action="append", default=[], metavar="NETWORK=FILE", help="trained weights, each")
     parser.add_argument("--data", default="cifar10", help="images of networks for CIFAR-10: cifar10 or npz:FILE")
-    parser.add_argument("--images", type=int, default=128, help="images per split")
+    parser.add_argument("--images", type=positive, default=128, help="images per split")
     parser.add_argument("--kills", type=int, default=Setting.n_kills, help="generations in which a run is killed")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results/reproducibility.json"))
     parser.add_argument("--docs", type=Path, help="also write this Markdown file")

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.arguments import positive
 from benchmarks.modes import one_core, smoke_networks, versions
 from evoprune.observer import SilentObserver
 from evoprune.options import SearchOptions
@@ -122,11 +123,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="trained weights")
     parser.add_argument("--data", default="cifar10", help="a name of `evoprune list data`")
     parser.add_argument("--budget", type=float, default=0.5, help="share of the dense MACs")
-    parser.add_argument("--images", type=int, default=128, help="fitness images")
-    parser.add_argument("--calibration-images", type=int, default=128)
-    parser.add_argument("--population", type=int, default=8)
+    parser.add_argument("--images", type=positive, default=128, help="fitness images")
+    parser.add_argument("--calibration-images", type=positive, default=128)
+    parser.add_argument("--population", type=positive, default=8)
     parser.add_argument("--generations", type=int, default=3, help="in each stage, and in `global`")
-    parser.add_argument("--candidates", type=int, default=24, help="measured of each stream, at most")
+    parser.add_argument("--candidates", type=positive, default=24, help="measured of each stream, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--core", type=int, help="number of the core to use; the last one by default")
     parser.add_argument("--smoke", action="store_true", help="a small network: does it run?")

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.arguments import positive
 from search_spaces import SearchSpace, count_macs, masked, prune_model
 from search_spaces.cost import whole_limit
 from search_spaces.errors import TraceError
@@ -342,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-peer", action="store_true", help="leave Torch-Pruning out")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results/zoo.json"))
     parser.add_argument("--docs", type=Path, help="also write the table to this Markdown file")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=positive, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     networks = SMOKE if options.smoke else {

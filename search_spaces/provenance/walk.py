@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from search_spaces.errors import TraceError
 from search_spaces.graph import NetworkGraph, Operation
@@ -40,6 +41,10 @@ def trace_provenance(graph: NetworkGraph, tensor_shapes: dict[str, tuple[int, ..
             walk.env[operation.name] = value = _step(walk, operation)
             if isinstance(value, Value) and value.ids is not None and operation.op in RESHAPES:
                 walk.result.views[operation.name] = narrow_views(value.ids)
+    for operation in graph.operations:
+        places = _ids_of_moved(walk, walk.env[operation.name]) if operation.op in RESHAPES else None
+        if places is not None:
+            walk.result.views[operation.name] = places
     for name in graph.outputs:
         value = walk.env.get(name)
         if isinstance(value, Value) and value.ids is not None:
@@ -49,6 +54,23 @@ def trace_provenance(graph: NetworkGraph, tensor_shapes: dict[str, tuple[int, ..
             if name == qualified:
                 walk.freeze_ids(ids, reason)
     return walk.result
+
+
+def _ids_of_moved(walk: Walk, value: object) -> Tensor | None:
+    """Return the ids of a parameter that was given another shape, size 1 along dimensions in which they do not vary.
+
+    They are known at the end of the walk, when the parameter has met all that it meets. None for any other value, and
+    where not exactly one axis of the parameter is sliced.
+    """
+    if not isinstance(value, Value) or value.tensor is None or value.elements is None:
+        return None
+    shape = walk.tensor_shapes[value.tensor]
+    axes = [axis for axis in range(len(shape)) if (value.tensor, axis) in walk.result.slots]
+    if len(axes) != 1:
+        return None
+    below = int(np.prod(shape[axes[0] + 1 :], dtype=np.int64))
+    places = narrow_views(value.elements) // below % shape[axes[0]]
+    return torch.from_numpy(walk.result.slots[value.tensor, axes[0]])[places]
 
 
 def _step(walk: Walk, operation: Operation) -> object:

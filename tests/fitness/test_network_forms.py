@@ -181,6 +181,20 @@ class ExpandedGate(nn.Module):
         return x * gate.expand(n if self.names_batch else -1, channels, height, width)
 
 
+class ShapedOffset(nn.Module):
+    """A parameter of one number per channel is brought into the shape of the map by sizes that the code asks for."""
+
+    def __init__(self, *, is_written_out: bool) -> None:
+        super().__init__()
+        self.layer, self.offset, self.is_written_out = nn.Conv2d(8, 8, 3), nn.Parameter(torch.ones(8)), is_written_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        n, channels, height, width = x.shape
+        offset = self.offset.view(1, channels, 1, 1)
+        return functional.relu(x + (offset.expand(n, channels, height, width) if self.is_written_out else offset))
+
+
 FORMS: Mapping[str, Callable[[], nn.Module]] = {
     "context block": lambda: Stem(ContextBlock()),
     "scalar offset": lambda: Stem(Offset(1)),
@@ -196,6 +210,8 @@ FORMS: Mapping[str, Callable[[], nn.Module]] = {
     "own constant": OwnConstant,
     "expanded gate": lambda: Stem(ExpandedGate(names_batch=True)),
     "expanded gate, open batch": lambda: Stem(ExpandedGate(names_batch=False)),
+    "viewed offset": lambda: Stem(ShapedOffset(is_written_out=False)),
+    "expanded offset": lambda: Stem(ShapedOffset(is_written_out=True)),
     "view beside activation": lambda: Stem(ViewBesideActivation(is_split=False)),
     "parts beside activation": lambda: Stem(ViewBesideActivation(is_split=True)),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from evoprune.callbacks import SearchOutcome
 from evoprune.comparison import RandomOutcome
 from evoprune.evaluation_store import EvaluationStore
@@ -22,9 +24,11 @@ from evoprune.result import (
 )
 from evoprune.run_directory import RunDirectory
 from fitness.evaluation import Evaluation
-from fitness.precision import gains_by_bfloat16
+from fitness.precision import candidate_dtype
 from search_spaces.cost import whole_limit
 from search_spaces.genome import BoolArray
+
+_PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def run_result(run: RunDirectory, options: SearchOptions, preparation: Preparati
         search_s=outcome.elapsed_s,
         wall_s=findings.wall_s,
         device=str(preparation.device),
-        precision="bf16" if gains_by_bfloat16(preparation.device) else "fp32",
+        precision=_PRECISIONS[candidate_dtype(preparation.dense.model, space, preparation.device)],
         workers=options.workers,
         latency=findings.latency,
         random_search=_random_figures(findings.random, random_accuracy, preparation),

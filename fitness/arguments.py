@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from fitness.folding import keep_mask
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, IntArray
@@ -12,7 +14,11 @@ from search_spaces.graph import Operation, Ref
 
 
 def arguments_of(
-    operation: Operation, values: Mapping[str, Any], space: SearchSpace, kept: BoolArray
+    operation: Operation,
+    values: Mapping[str, Any],
+    space: SearchSpace,
+    kept: BoolArray,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return what ``operation`` is called with in the network of one genome.
 
@@ -21,8 +27,10 @@ def arguments_of(
         values: What has been computed, by name.
         space: Knows which sizes and paddings count channels.
         kept: ``(n_genes,)`` the genome.
+        dtype: What the network runs in. The graph was traced in float32, so that it stands there for it, as in the
+            conversion of a mask.
     """
-    arguments = [_resolve(argument, values) for argument in operation.args]
+    arguments = [_resolve(argument, values, dtype) for argument in operation.args]
     if operation.op == "unflatten" and operation.name in space.view_genes:
         start, sizes = int(arguments[1]), arguments[2]
         genes = space.view_genes[operation.name]
@@ -33,15 +41,15 @@ def arguments_of(
         arguments[1] = _kept_sizes(arguments[1], space.view_genes[operation.name], kept)
     if operation.op in ("pad", "constant_pad_nd") and operation.module in space.pad_genes:
         arguments[1] = _kept_padding(arguments[1], keep_mask(space.pad_genes[operation.module], kept))
-    return arguments, {key: _resolve(value, values) for key, value in operation.kwargs.items()}
+    return arguments, {key: _resolve(value, values, dtype) for key, value in operation.kwargs.items()}
 
 
-def _resolve(item: Any, values: Mapping[str, Any]) -> Any:
+def _resolve(item: Any, values: Mapping[str, Any], dtype: torch.dtype) -> Any:
     if isinstance(item, Ref):
         return values[item.name]
     if isinstance(item, (list, tuple)):
-        return type(item)(_resolve(part, values) for part in item)
-    return item
+        return type(item)(_resolve(part, values, dtype) for part in item)
+    return dtype if item is torch.float32 else item
 
 
 def _kept_padding(widths: Sequence[int], kept: BoolArray) -> list[int]:

@@ -16,7 +16,7 @@ from fitness.image_draws import IMAGE_STREAM, draw
 from fitness.ladder import final_solve
 from fitness.merging import MergeCompensation
 from fitness.options import FitnessOptions
-from fitness.precision import gains_by_bfloat16
+from fitness.precision import candidate_dtype
 from fitness.program import Program, SlicedTensors, largest_activation
 from fitness.recalibration import recalibrate
 from fitness.writeback import compensated_model
@@ -107,8 +107,7 @@ class FinalNetworks:
         inputs = self._inputs()
         if self._options.final_compensation == "merge":
             return MergeCompensation(program, inputs)
-        if gains_by_bfloat16("cpu"):  # activations alone: solves and weights stay in float32
-            inputs = inputs.to(torch.bfloat16)
+        inputs = inputs.to(candidate_dtype(self._model, self._space, "cpu"))  # solves and weights stay in float32
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         solve = final_solve(self._options)
         return SequentialCompensation(program, inputs, solve, raise_if_stopped=self._raise_if_stopped)

@@ -6,6 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+
+from fitness.program import Program
+from search_spaces import SearchSpace
+from search_spaces.surgery import named_tensors
 
 
 def gains_by_bfloat16(device: torch.device | str) -> bool:
@@ -21,3 +26,23 @@ def gains_by_bfloat16(device: torch.device | str) -> bool:
         return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(probe() for probe in probes if probe is not None)
+
+
+def candidate_dtype(model: nn.Module, space: SearchSpace, device: torch.device | str) -> torch.dtype:
+    """Return what candidates run in on ``device``: bfloat16 where that gains and all operators of the network know it.
+
+    Args:
+        model: The dense network, float32, on any device; not changed.
+        space: Its search space.
+        device: Where candidates run.
+    """
+    if not gains_by_bfloat16(device):
+        return torch.float32
+    program = Program(space, {name: tensor.to(device) for name, tensor in named_tensors(model).items()})
+    zeros = [torch.zeros(shape, dtype=torch.bfloat16, device=device) for shape in space.graph.input_shapes]
+    try:
+        with torch.inference_mode():
+            program.run(program.slice(space.all_ones()[0]).cast(torch.bfloat16), zeros)
+    except RuntimeError:  # some pooling layers have no such kernel
+        return torch.float32
+    return torch.bfloat16

@@ -43,6 +43,7 @@ class SlicedTensors:
         others: The remaining ones by graph name, those that the network's code made itself among them.
         kept: ``(n_genes,)`` the genome.
         uncompensated: Layers that a compensation left as they were, since their system is ill-conditioned.
+        dtype: What the network runs in.
     """
 
     weights: dict[str, Tensor]
@@ -50,6 +51,7 @@ class SlicedTensors:
     others: dict[str, Tensor]
     kept: BoolArray
     uncompensated: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float32
 
     def cast(self, dtype: torch.dtype) -> SlicedTensors:
         """Return the same tensors in ``dtype``; integer ones stay as they are."""
@@ -57,7 +59,8 @@ class SlicedTensors:
         def convert(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: t.to(dtype) if t.is_floating_point() else t for name, t in table.items()}
 
-        return replace(self, weights=convert(self.weights), biases=convert(self.biases), others=convert(self.others))
+        weights, biases, others = (convert(table) for table in (self.weights, self.biases, self.others))
+        return replace(self, weights=weights, biases=biases, others=others, dtype=dtype)
 
 
 class Program:
@@ -199,7 +202,7 @@ class Program:
                         on_layer(step.layer, values)
                     values[name] = self._run_layer(step, values, tensors)
                 else:
-                    values[name] = self._run_other(step, values, tensors.kept, protected)
+                    values[name] = self._run_other(step, values, tensors, protected)
                 if on_value is not None:
                     on_value(name, values[name])
             for dead in step.dying:
@@ -211,7 +214,7 @@ class Program:
         operation, layer = step.operation, step.layer
         assert layer is not None
         weight, bias = tensors.weights[layer.name], tensors.biases[layer.name]
-        value = values[operation.args[0].name]
+        value = values[operation.args[0].name].to(weight.dtype)  # code may have mixed in float32 of its own
         if operation.op == "linear":
             return nn.functional.linear(value, weight, bias)
         rest = list(operation.args[3:])
@@ -222,9 +225,9 @@ class Program:
         result: Tensor = operation.target(value, weight, bias, *rest, **kwargs)
         return result
 
-    def _run_other(self, step: Step, values: dict[str, Any], kept: BoolArray, protected: Collection[str]) -> Any:
+    def _run_other(self, step: Step, values: dict[str, Any], tensors: SlicedTensors, protected: Collection[str]) -> Any:
         operation = step.operation
-        arguments, kwargs = arguments_of(operation, values, self.space, kept)
+        arguments, kwargs = arguments_of(operation, values, self.space, tensors.kept, tensors.dtype)
         target = operation.target
         read = operation.args[0].name if operation.args and isinstance(operation.args[0], Ref) else ""
         is_alone = read in self._read_once and read not in protected  # another reader may have made a view of it

@@ -19,7 +19,7 @@ from fitness.image_draws import IMAGE_STREAM, draw, draw_indices, evenly, unseen
 from fitness.ladder import SHIPPED_RUNG, ModelSource, build_ladder, check_rung, needs_modules
 from fitness.network import NETWORK_RUNG
 from fitness.options import FitnessOptions
-from fitness.precision import gains_by_bfloat16
+from fitness.precision import candidate_dtype
 from fitness.program import Program
 from search_spaces import SearchSpace
 from search_spaces.surgery import named_tensors
@@ -37,6 +37,7 @@ class EvaluatorRecipe:
         mean: Per channel, of images in [0, 1].
         std: Likewise.
         device: Where candidates run.
+        in_bfloat16: On which devices the network runs in bfloat16; in float32 on all others.
         part_sizes: Sizes of the parts of the fitness images, each of one kind.
         elite_part_sizes: Likewise, of the images of the rung that judges what will be shipped.
         rungs: Names of the rungs that the evaluator offers, cheapest first (:data:`fitness.ladder.RUNGS`).
@@ -51,6 +52,7 @@ class EvaluatorRecipe:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: str = "cpu"
+    in_bfloat16: tuple[str, ...] = ()
     part_sizes: tuple[int, ...] = ()
     elite_part_sizes: tuple[int, ...] = ()
     rungs: tuple[str, ...] = (NETWORK_RUNG,)
@@ -115,7 +117,7 @@ class EvaluatorRecipe:
 
     def inputs(self, name: str) -> Tensor:
         """Return the images ``name``, normalised, in the dtype that candidates run in."""
-        dtype = torch.bfloat16 if gains_by_bfloat16(self.device) else torch.float32
+        dtype = torch.bfloat16 if self.device in self.in_bfloat16 else torch.float32
         images = normalise(_tensor(self.arrays[name]), self.mean, self.std).to(self.device, dtype)
         return images.contiguous(memory_format=torch.channels_last)
 
@@ -179,6 +181,11 @@ def make_recipe(
         mean=tuple(data.mean),
         std=tuple(data.std),
         device=str(device),
+        in_bfloat16=tuple(
+            place
+            for place in dict.fromkeys((str(device), "cpu"))  # statistics are those of the processor
+            if candidate_dtype(model, space, place) == torch.bfloat16
+        ),
         part_sizes=part_sizes,
         elite_part_sizes=elite_part_sizes,
         rungs=tuple(rungs),

@@ -121,13 +121,12 @@ def test_statistics_are_those_of_the_processor_wherever_candidates_run(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVOPRUNE_CACHE", str(tmp_path))
-    monkeypatch.setattr("fitness.recipe.gains_by_bfloat16", lambda device: torch.device(device).type != "cpu")
     made: list[Any] = []
     monkeypatch.setattr("fitness.ladder.NetworkEvaluator", lambda *arguments: made.append(arguments))
     there = recipe("e2", "network", options=replace(OPTIONS, compensation="static"))
     for device in ("cpu", "meta"):
-        replace(there, device=device, rungs=("network",)).build()
-    replace(there, device="meta", rungs=("e2",)).build()
+        replace(there, device=device, in_bfloat16=("meta",), rungs=("network",)).build()
+    replace(there, device="meta", in_bfloat16=("meta",), rungs=("e2",)).build()
     assert made[1][3].dtype == torch.bfloat16  # what candidates there are compensated from
     assert [path.suffix for path in (tmp_path / "statistics").iterdir()] == [".safetensors"]
 

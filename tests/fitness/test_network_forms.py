@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fitness.compensation import SequentialCompensation, shortcut_partners
 from fitness.merging import MergeCompensation
+from fitness.precision import candidate_dtype
 from fitness.program import Program, SlicedTensors
 from fitness.recalibration import Recalibration
 from fitness.static_compensation import StaticCompensation
@@ -195,6 +196,24 @@ class ShapedOffset(nn.Module):
         return functional.relu(x + (offset.expand(n, channels, height, width) if self.is_written_out else offset))
 
 
+class OtherNumbers(nn.Module):
+    """Buffers that are not float32, and a ramp that the code makes, meet maps and a norm of its own."""
+
+    mask: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.last = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.register_buffer("mask", torch.arange(25).view(1, 1, 5, 5) % 3 > 0)
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, 8, dtype=torch.float64).view(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(functional.relu(self.layer(x)) * self.mask.float())
+        y = y * self.scale.to(y.dtype) + torch.linspace(0, 1, 5)
+        return functional.relu(self.last(y))
+
+
 FORMS: Mapping[str, Callable[[], nn.Module]] = {
     "context block": lambda: Stem(ContextBlock()),
     "scalar offset": lambda: Stem(Offset(1)),
@@ -212,6 +231,7 @@ FORMS: Mapping[str, Callable[[], nn.Module]] = {
     "expanded gate, open batch": lambda: Stem(ExpandedGate(names_batch=False)),
     "viewed offset": lambda: Stem(ShapedOffset(is_written_out=False)),
     "expanded offset": lambda: Stem(ShapedOffset(is_written_out=True)),
+    "other numbers": lambda: Stem(OtherNumbers()),
     "view beside activation": lambda: Stem(ViewBesideActivation(is_split=False)),
     "parts beside activation": lambda: Stem(ViewBesideActivation(is_split=True)),
 }
@@ -340,9 +360,21 @@ def test_a_norm_by_the_batch_at_hand_updates_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in program.raw_tensors.items())
 
 
-def test_a_network_with_constants_of_its_own_runs_in_bfloat16() -> None:
-    _, program, inputs, genome = prepared("own constant")
+@pytest.mark.parametrize("name", [name for name in SEARCHABLE if name != "three dimensions"])  # pools without kernels
+def test_candidates_run_in_bfloat16(name: str) -> None:
+    _, program, inputs, genome = prepared(name)
     exact = program.run(program.slice(genome), [inputs])[program.outputs[0]]
     short = program.run(program.slice(genome).cast(torch.bfloat16), [inputs.bfloat16()])[program.outputs[0]]
     assert short.dtype == torch.bfloat16
     assert relative_difference(exact, short.float()) < 0.1
+
+
+def test_networks_whose_operators_do_not_know_bfloat16_run_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("not implemented for 'BFloat16'")
+
+    model, program, *_ = prepared("own constant")
+    monkeypatch.setattr("fitness.precision.gains_by_bfloat16", lambda _: True)
+    assert candidate_dtype(model, program.space, "cpu") == torch.bfloat16
+    monkeypatch.setattr(Program, "run", refuse)
+    assert candidate_dtype(model, program.space, "cpu") == torch.float32

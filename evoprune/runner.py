@@ -108,6 +108,7 @@ class _Session:
         self._n_evaluations = 0
         self._n_cached = 0
         self._n_saved = 0  # evaluations up to the last checkpoint
+        self._counted: set[tuple[str, str, int]] = set()  # those since then: a probe may be asked for again
         self._n_cached_before = 0
         self._elapsed_before_s = 0.0
         self._started_at = clock()
@@ -190,15 +191,21 @@ class _Session:
     def _evaluate(self, request: EvaluationRequest) -> list[Evaluation]:
         """Return the evaluations of ``request``, from the store or the executor, and store the new ones."""
 
+        def count(digests: Sequence[str]) -> None:
+            new = {(digest, request.rung, request.since) for digest in digests} - self._counted
+            self._n_evaluations += len(new)
+            self._n_cached += len(digests) - len(new)
+            self._counted |= new
+
         def on_known(records: Sequence[StoredEvaluation]) -> None:
             # What a killed session stored for this very request counts as evaluated, as in the run that was not killed.
-            n_earlier = sum(record.generation < request.generation for record in records)
-            self._n_cached += n_earlier
-            self._n_evaluations += len(records) - n_earlier
+            begun = [record.evaluation.digest for record in records if record.generation == request.generation]
+            self._n_cached += len(records) - len(begun)
+            count(begun)
             self._report(request, tuple(record.evaluation for record in records), len(records))
 
         def on_chunk(evaluations: tuple[Evaluation, ...], n_done: int) -> None:
-            self._n_evaluations += len(evaluations)
+            count([evaluation.digest for evaluation in evaluations])
             self._report(request, evaluations, n_done)
             self._check_stop()
 
@@ -301,6 +308,7 @@ class _Session:
 
     def _save(self) -> None:
         self._n_saved = self._n_evaluations
+        self._counted.clear()
         state = self._search.state()
         data = {
             "search": dict(state.data),

@@ -131,6 +131,7 @@ def test_sigkill_in_a_search_of_parts(options: dict[str, Any], tmp_path: Path, m
     assert not (folder / "result.json").exists()
     evoprune.resume(folder)
     _same_run(folder, whole)
+    assert result.n_evaluations == len(_evaluations(whole))  # a probe that is asked for again counts once
     assert (whole / "sensitivity.csv").exists() == (result.budgets[0].budget < 1)
     assert all(figures.cost <= figures.limit for figures in result.budgets)
 

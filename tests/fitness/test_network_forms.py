@@ -371,7 +371,7 @@ def test_candidates_run_in_bfloat16(name: str) -> None:
 
 def test_networks_whose_operators_do_not_know_bfloat16_run_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise NotImplementedError("not implemented for 'BFloat16'")
+        raise NotImplementedError("not implemented for 'BFloat16'")  # what torch raises where it has no kernel
 
     model, program, *_ = prepared("own constant")
     monkeypatch.setattr("fitness.precision.gains_by_bfloat16", lambda _: True)

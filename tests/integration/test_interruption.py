@@ -91,6 +91,19 @@ class _CtrlC(SilentObserver):
             os.kill(os.getpid(), self._signal)
 
 
+class _StopsIn(SilentObserver):
+    """Asks to stop in the first stage whose name begins with ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._stage = name, ""
+
+    def on_stage(self, name: str, n_steps: int | None) -> None:  # noqa: ARG002 - the observer's signature
+        self._stage = name
+
+    def should_stop(self) -> bool:
+        return self._stage.startswith(self._name)
+
+
 @pytest.mark.parametrize(("moment", "number"), [(0.5, signal.SIGINT), (3.4, signal.SIGINT), (3.4, signal.SIGTERM)])
 def test_a_signal_saves_and_names_the_command_that_continues(
     options: dict[str, Any], uninterrupted: Path, tmp_path: Path, moment: float, number: signal.Signals
@@ -139,13 +152,9 @@ def test_sigkill_in_a_search_of_parts(options: dict[str, Any], tmp_path: Path, m
 def test_stopped_between_the_search_and_its_result(
     options: dict[str, Any], uninterrupted: Path, tmp_path: Path
 ) -> None:
-    class Stopping(_CtrlC):
-        def should_stop(self) -> bool:
-            return self._stage.startswith("adapting")
-
     folder = tmp_path / "RUN"
     with pytest.raises(InterruptedRunError, match="stopped after the search; continue with"):
-        evoprune.search(**options, out=folder, observer=Stopping("", 0))
+        evoprune.search(**options, out=folder, observer=_StopsIn("adapting"))
     evoprune.resume(folder)
     _same_run(folder, uninterrupted)
 
@@ -161,13 +170,9 @@ def test_stopped_before_there_is_anything_to_resume(options: dict[str, Any], tmp
 
 
 def test_stopped_while_the_criteria_are_asked(options: dict[str, Any], uninterrupted: Path, tmp_path: Path) -> None:
-    class Stopping(_CtrlC):
-        def should_stop(self) -> bool:
-            return self._stage.startswith("preparing")
-
     folder = tmp_path / "RUN"
     with pytest.raises(InterruptedRunError, match="stopped after the criteria; continue with"):
-        evoprune.search(**options, out=folder, observer=Stopping("", 0))
+        evoprune.search(**options, out=folder, observer=_StopsIn("preparing"))
     watched = run("watch", folder, "--json").json
     assert (watched["status"], watched["reason"]) == ("interrupted", "asked to stop while it was prepared")
     evoprune.resume(folder)

@@ -8,7 +8,7 @@ the dense network is folded once and no module is ever copied for a candidate.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fitness.arguments import arguments_of
 from fitness.compilation import Step, compile_network
 from fitness.folding import FoldedLayer, slice_layer
+from fitness.small_maps import SmallMapMatrices, convolve_small_maps, is_cheaper_as_matrix
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, IntArray
 from search_spaces.graph import Operation, Ref
@@ -44,6 +45,7 @@ class SlicedTensors:
         kept: ``(n_genes,)`` the genome.
         uncompensated: Layers that a compensation left as they were, since their system is ill-conditioned.
         dtype: What the network runs in.
+        matrices: Of those of its convolutions that run as matrix products, made when first needed.
     """
 
     weights: dict[str, Tensor]
@@ -52,6 +54,7 @@ class SlicedTensors:
     kept: BoolArray
     uncompensated: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
+    matrices: SmallMapMatrices = field(default_factory=SmallMapMatrices, repr=False, compare=False)
 
     def cast(self, dtype: torch.dtype) -> SlicedTensors:
         """Return the same tensors in ``dtype``; integer ones stay as they are."""
@@ -60,7 +63,8 @@ class SlicedTensors:
             return {name: t.to(dtype) if t.is_floating_point() else t for name, t in table.items()}
 
         weights, biases, others = (convert(table) for table in (self.weights, self.biases, self.others))
-        return replace(self, weights=weights, biases=biases, others=others, dtype=dtype)
+        matrices = SmallMapMatrices()
+        return replace(self, weights=weights, biases=biases, others=others, dtype=dtype, matrices=matrices)
 
 
 class Program:
@@ -217,6 +221,8 @@ class Program:
         value = values[operation.args[0].name].to(weight.dtype)  # code may have mixed in float32 of its own
         if operation.op == "linear":
             return nn.functional.linear(value, weight, bias)
+        if is_cheaper_as_matrix(layer, value):
+            return convolve_small_maps(layer, weight, bias, value, tensors.matrices)
         rest = list(operation.args[3:])
         if layer.record.is_depthwise:
             rest = [*rest, *[(1,), (0,), (1,)][len(rest) :]] if len(rest) < 3 else rest

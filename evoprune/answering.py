@@ -25,7 +25,8 @@ def answer_request(
 ) -> list[Evaluation]:
     """Return the evaluations of ``request``, in its order; what is new is stored.
 
-    What is stored answers where it was judged for the same ``since``, the same network then.
+    What is stored answers where it was judged for the same ``since``, the same network then. An evaluation that was
+    stopped early answers a limit that it is sure to exceed; for any other one it is made anew, and replaced.
 
     Failures of genomes that could not be run at all are stored once another one of the request could: where none can,
     it is the machine that is broken, and a run that continues must not find its genomes condemned.
@@ -43,7 +44,9 @@ def answer_request(
         ExecutionError: Workers cannot be had or do not answer, or none of several genomes could be run.
         RunDirectoryError: The store cannot be written.
     """
-    known = store.get_many(request.digests, request.rung, since=request.since)
+    stored = store.get_many(request.digests, request.rung, since=request.since)
+    known = {digest: record for digest, record in stored.items() if record.evaluation.answers(request.limit)}
+    outdated = stored.keys() - known.keys()
     placed = {digest: record.evaluation for digest, record in known.items()}
     on_known(tuple(known.values()))
     missing = np.flatnonzero([digest not in placed for digest in request.digests])
@@ -52,7 +55,7 @@ def answer_request(
         macs, n_params = space.macs(genomes), space.n_params(genomes)
         withheld: list[StoredEvaluation] = []
         can_run = any(not _could_not_run(evaluation) for evaluation in placed.values())
-        with closing(executor.stream(genomes, request.rung)) as chunks:
+        with closing(executor.stream(genomes, request.rung, request.limit)) as chunks:
             for chunk in chunks:
                 records = [
                     StoredEvaluation(
@@ -63,7 +66,7 @@ def answer_request(
                 withheld += records
                 can_run = can_run or any(not _could_not_run(evaluation) for evaluation in chunk.evaluations)
                 if can_run:
-                    store.put_many(withheld, since=request.since)
+                    store.put_many(withheld, since=request.since, instead_of=outdated)
                     withheld = []
                 placed.update((record.evaluation.digest, record.evaluation) for record in records)
                 on_chunk(chunk.evaluations, len(placed))
@@ -73,7 +76,7 @@ def answer_request(
                 f"{request.generation} failed at rung {request.rung!r}; the first: {withheld[0].evaluation.failure}; "
                 "mend what is broken, then continue with `evoprune resume`: these failures were not kept"
             )
-        store.put_many(withheld, since=request.since)
+        store.put_many(withheld, since=request.since, instead_of=outdated)
     if len(placed) != len(request.digests):
         raise ExecutionError(
             f"an executor must answer for every genome, but answered for {len(placed)} of {len(request.digests)}; "

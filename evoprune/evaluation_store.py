@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,12 +184,13 @@ class EvaluationStore:
                 found[record.evaluation.digest] = record
         return found
 
-    def put_many(self, records: Sequence[StoredEvaluation], *, since: int = 0) -> int:
+    def put_many(self, records: Sequence[StoredEvaluation], *, since: int = 0, instead_of: Collection[str] = ()) -> int:
         """Add ``records`` in one transaction and return how many were new.
 
         Args:
             records: One whose digest, rung and ``since`` are there already is left out.
             since: First generation of the network that their genomes are cut from.
+            instead_of: Digests of genomes whose record is replaced if it is there.
 
         Raises:
             RunDirectoryError: The file cannot be written (full disk, damaged file).
@@ -197,8 +198,13 @@ class EvaluationStore:
         rows = [(*_to_row(record), since) for record in records]
         marks = ", ".join("?" * 13)
         try:
-            before = self._connection.total_changes
             with self._connection:
+                outdated = [(r.evaluation.digest, r.evaluation.rung, since) for r in records]
+                outdated = [key for key in outdated if key[0] in instead_of]
+                self._connection.executemany(
+                    "DELETE FROM evaluations WHERE digest = ? AND rung = ? AND since = ?", outdated
+                ).close()
+                before = self._connection.total_changes
                 sql = f"INSERT OR IGNORE INTO evaluations ({_COLUMNS}, since) VALUES ({marks})"  # noqa: S608 - marks only
                 self._connection.executemany(sql, rows)
             return self._connection.total_changes - before

@@ -167,7 +167,7 @@ def write_front(
     was judged in generations before ``since`` does not count.
     """
     judged = (record for record in store.records(rung) if record.generation >= since)
-    records = [record for record in judged if np.isfinite(record.evaluation.objective)]
+    records = [record for record in judged if record.evaluation.is_whole]
     genomes = np.array([record.genome for record in records], np.bool_).reshape(-1, preparation.space.n_genes)
     metrics = list(preparation.budgets)
     costs = {metric: preparation.space.cost(metric, genomes).tolist() for metric in metrics}

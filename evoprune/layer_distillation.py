@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
@@ -139,13 +140,13 @@ class FollowingExecutor:
         """How many genomes are evaluated at the same time."""
         return self._followed().n_workers
 
-    def stream(self, genomes: BoolArray, rung: str) -> Generator[EvaluatedChunk, None, None]:
+    def stream(self, genomes: BoolArray, rung: str, limit: float = math.inf) -> Generator[EvaluatedChunk, None, None]:
         """Yield evaluations of ``genomes`` ``(n, n_genes)`` in chunks as they finish; see :class:`Executor`.
 
         Raises:
             ExecutionError: Workers cannot be had, or a distillation diverged.
         """
-        yield from self._followed().stream(genomes, rung)
+        yield from self._followed().stream(genomes, rung, limit)
 
     def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
         """Return one evaluation per row of ``genomes``, in order."""

@@ -88,7 +88,7 @@ def _best_within(run: RunDirectory, space: SearchSpace, metric: str, fraction: f
     judged, file = [], run.evaluations_path
     if file.is_file() and file.stat().st_size:  # a run that stopped while it was prepared has none
         with EvaluationStore(file, read_only=True) as store:
-            judged = [record for record in store.records(rung) if np.isfinite(record.evaluation.objective)]
+            judged = [record for record in store.records(rung) if record.evaluation.is_whole]
     if not judged:
         raise RunDirectoryError(
             f"a network can be picked once a run has judged one, but {run.path} has not; "

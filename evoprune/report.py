@@ -13,8 +13,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evoprune.artefact import Description, read_description
 from evoprune.budget import LATENCY, format_cost
 from evoprune.course import RunSnapshot, read_snapshot
@@ -137,12 +135,13 @@ def _read(directory: RunDirectory) -> _Run:
     evaluated: list[tuple[int, float]] = []
     if rung:
         with EvaluationStore(directory.evaluations_path, read_only=True) as store:
-            evaluated = [(record.macs, record.evaluation.objective) for record in store.records(rung)]
+            whole = (record for record in store.records(rung) if record.evaluation.is_whole)
+            evaluated = [(record.macs, record.evaluation.objective) for record in whole]
     return _Run(
         options=directory.read_config()["options"],
         snapshot=snapshot,
         result=read_json(directory.result_path, _REMAKE) if directory.result_path.is_file() else {},
-        evaluated=[(macs, objective) for macs, objective in evaluated if np.isfinite(objective)],
+        evaluated=evaluated,
         front=front,
         sensitivity=_read_table(directory.path / SENSITIVITY_FILE),
         winner=read_description(directory.best_path) if (directory.best_path / "evoprune.json").is_file() else None,

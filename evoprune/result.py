@@ -86,15 +86,21 @@ class LatencyFigures(_Figures):
 
 
 class RungFigures(_Figures):
-    """What one rung of the ladder did: evaluations, how many of them failed, images per evaluation, and seconds.
+    """What one rung of the ladder did.
 
-    ``seconds`` is the sum over evaluations, which may have run at the same time.
+    Attributes:
+        n_evaluations: All of them.
+        n_failed: How many failed.
+        n_images: Images of one evaluation.
+        seconds: The sum over evaluations, which may have run at the same time.
+        n_stopped: How many ended before their last image, sure to be worse than every survivor.
     """
 
     n_evaluations: int
     n_failed: int
     n_images: int
     seconds: float
+    n_stopped: int = 0
 
 
 class RandomSearchFigures(_Figures):

@@ -122,6 +122,7 @@ def _rung_figures(evaluations: Iterable[Evaluation]) -> RungFigures:
         n_failed=sum(bool(evaluation.failure) for evaluation in made),
         n_images=max(evaluation.n_images for evaluation in made),
         seconds=sum(evaluation.seconds for evaluation in made),
+        n_stopped=sum(evaluation.is_stopped for evaluation in made),
     )
 
 

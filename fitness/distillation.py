@@ -21,9 +21,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from fitness.evaluation import Evaluation
 from fitness.gradients import Descent, autocast, distillation_loss, first_logits
 from fitness.memory import with_smaller_batches
-from fitness.network import JudgedImages, judge
 from fitness.options import OBJECTIVES
 from fitness.program import Program, SlicedTensors
+from fitness.quality import JudgedImages, Verdict, judge
 from fitness.writeback import compensated_model
 from search_spaces.errors import OptionError, UnknownNameError, check_rules
 from search_spaces.genome import BoolArray, genome_digest
@@ -175,14 +175,18 @@ class DistillationEvaluator:
                 return self._logits(self.finetuned(genome))
 
             try:
-                metrics, objective, failure = judge(
-                    logits, self.images, self.options.objective, self.options.objective_temperature
-                )
+                verdict = judge(logits, self.images, self.options.objective, self.options.objective_temperature)
             except DivergedError as error:
-                metrics, objective, failure = {}, math.inf, f"distillation diverged: {error}"
-            seconds = time.perf_counter() - started
-            n_images = len(self.images.inputs)
-            yield Evaluation(genome_digest(genome), DISTILLATION_RUNG, n_images, objective, metrics, seconds, failure)
+                verdict = Verdict({}, math.inf, f"distillation diverged: {error}", len(self.images.inputs))
+            yield Evaluation(
+                genome_digest(genome),
+                DISTILLATION_RUNG,
+                verdict.n_images,
+                verdict.objective,
+                verdict.metrics,
+                time.perf_counter() - started,
+                verdict.failure,
+            )
 
     def finetuned(self, genome: BoolArray) -> nn.Module:
         """Return the small network of ``genome`` ``(n_genes,)`` after distillation, in evaluation mode.

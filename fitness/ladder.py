@@ -17,7 +17,7 @@ from torch import nn
 
 from fitness.compensation import CompensationOptions
 from fitness.distillation import DISTILLATION_RUNG, DistillationEvaluator, DistillationOptions, Lessons
-from fitness.evaluation import Evaluation, Evaluator
+from fitness.evaluation import Evaluation, Evaluator, StoppingEvaluator
 from fitness.network import NETWORK_RUNG, NetworkEvaluator
 from fitness.options import FitnessOptions
 from fitness.program import Program
@@ -80,9 +80,23 @@ class LadderEvaluator:
         Raises:
             UnknownNameError: There is no such rung.
         """
+        return self._evaluator_of(rung).evaluate(genomes, rung)
+
+    def evaluate_up_to(self, genomes: BoolArray, rung: str, limit: float) -> list[Evaluation]:
+        """Return what :meth:`evaluate` returns; a rung that can stops genomes that are sure to exceed ``limit``.
+
+        Raises:
+            UnknownNameError: There is no such rung.
+        """
+        evaluator = self._evaluator_of(rung)
+        if isinstance(evaluator, StoppingEvaluator):
+            return evaluator.evaluate_up_to(genomes, rung, limit)
+        return evaluator.evaluate(genomes, rung)
+
+    def _evaluator_of(self, rung: str) -> Evaluator:
         if rung not in self.evaluators:
             raise UnknownNameError("rung", rung, self.rungs)
-        return self.evaluators[rung].evaluate(genomes, rung)
+        return self.evaluators[rung]
 
 
 def fewer_images_rung(n_images: int) -> str:

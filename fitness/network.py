@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from fitness.merging import MergeCompensation
 from fitness.options import FitnessOptions
 from fitness.prefix import Pause, PauseStack
 from fitness.program import Program, SlicedTensors
+from fitness.quality import EarlyStop, JudgedImages, judge
 from fitness.recalibration import Recalibration
 from fitness.static_compensation import StaticCompensation
 from fitness.statistics import SEARCH_STATISTICS, DenseStatistics, collect_statistics
@@ -31,94 +31,31 @@ NETWORK_RUNG = "network"
 Compensation = SequentialCompensation | StaticCompensation | MergeCompensation | Recalibration
 
 
-@dataclass(frozen=True)
-class JudgedImages:
-    """What a candidate is judged on.
-
-    Attributes:
-        inputs: ``(n, ...)`` normalised images, in the dtype that networks are run in.
-        soft_labels: ``(n, n_classes)`` label shares.
-        teacher: ``(n, n_classes)`` log-probabilities of the dense network, float32.
-        part_sizes: The images come in parts of so many, each of one kind.
-    """
-
-    inputs: Tensor
-    soft_labels: Tensor
-    teacher: Tensor
-    part_sizes: tuple[int, ...]
-
-
-def logits_of(program: Program, tensors: SlicedTensors, inputs: Tensor, batch_size: int) -> Tensor:
+def logits_of(
+    program: Program, tensors: SlicedTensors, inputs: Tensor, batch_size: int, stop: EarlyStop | None = None
+) -> Tensor:
     """Return float32 logits ``(n, n_classes)``; the network runs in the dtype of ``inputs``.
 
-    Where memory does not suffice for ``batch_size`` images, half as many are tried, down to one.
+    Where memory does not suffice for ``batch_size`` images, half as many are tried, down to one. ``stop`` may leave out
+    the last batches.
     """
     running = tensors.cast(inputs.dtype)
 
     def run(size: int) -> Tensor:
         with torch.inference_mode():
-            return torch.cat([program.run(running, [p])[program.outputs[0]].float() for p in inputs.split(size)])
+            return _gathered((program.run(running, [p])[program.outputs[0]] for p in inputs.split(size)), stop)
 
     return with_smaller_batches(run, batch_size)
 
 
-def quality(logits: Tensor, images: JudgedImages, temperature: float = 1.0) -> dict[str, float]:
-    """Return ``kl``, ``kl_plain``, ``cross_entropy``, ``error`` and ``accuracy`` of ``logits`` ``(n, n_classes)``.
-
-    ``kl`` is ``T^2 KL(dense || candidate)`` at ``temperature`` T, ``kl_plain`` the same at 1; error and accuracy are
-    fractions of all images. Divergences are the geometric mean over the parts, so that no part drowns the others.
-
-    At temperature 1 nearly all of the KL comes from the few images that the dense network is unsure of: between two
-    sets of 256 images it ranks genomes alike with a correlation of 0.16 only. At high temperature it tends to the
-    squared error of the centred logits (times ``1 / (2 n_classes)``), to which every image contributes: 0.92
-    (``docs/fitness.md``).
-
-    References:
-        Hinton 2015, Distilling the knowledge in a neural network, Sec. 2.1, for the limit.
-    """
-    logits, teacher = logits.double(), images.teacher.double()  # at high temperature the terms nearly cancel
-    log_probability = functional.log_softmax(logits, dim=1)
-    kl_plain = functional.kl_div(log_probability, teacher, log_target=True, reduction="none").sum(dim=1)
-    kl = kl_plain
-    if temperature != 1:
-        soft = functional.log_softmax(logits / temperature, dim=1)
-        taught = functional.log_softmax(teacher / temperature, dim=1)
-        kl = functional.kl_div(soft, taught, log_target=True, reduction="none").sum(dim=1) * temperature**2
-    cross_entropy = -(images.soft_labels * log_probability).sum(dim=1)
-    accuracy = float((logits.argmax(dim=1) == images.soft_labels.argmax(dim=1)).float().mean())
-    return {
-        "kl": _geometric_mean([float(part.mean()) for part in kl.split(images.part_sizes)]),
-        "kl_plain": _geometric_mean([float(part.mean()) for part in kl_plain.split(images.part_sizes)]),
-        "cross_entropy": _geometric_mean([float(part.mean()) for part in cross_entropy.split(images.part_sizes)]),
-        "error": 1.0 - accuracy,
-        "accuracy": accuracy,
-    }
-
-
-def judge(
-    logits: Callable[[], Tensor], images: JudgedImages, objective: str, temperature: float
-) -> tuple[dict[str, float], float, str]:
-    """Return metrics, objective and failure of what ``logits()`` returns; either metrics or failure are empty.
-
-    A candidate for which memory does not suffice, or whose predictions are not finite, fails alone: its objective is
-    ``inf``. Any other error passes.
-    """
-    try:
-        metrics = quality(logits(), images, temperature)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return {}, math.inf, f"out of memory: {(str(error).splitlines() or [type(error).__name__])[0]}"
-    if not all(math.isfinite(value) for value in metrics.values()):
-        return {}, math.inf, "the predictions are not finite"
-    return metrics, metrics[objective], ""
-
-
-def _geometric_mean(values: Sequence[float]) -> float:
-    """Return the geometric mean; values of rounding size count as zero."""
-    if any(math.isnan(value) for value in values):
-        return math.nan
-    return math.prod(max(value, 0.0) for value in values) ** (1 / len(values))
+def _gathered(batches: Iterable[Tensor], stop: EarlyStop | None) -> Tensor:
+    """Return the logits of ``batches`` as one float32 tensor; no more are asked for once ``stop`` says so."""
+    logits = []
+    for batch in batches:
+        logits.append(batch.float())
+        if stop is not None and stop.is_hopeless(logits):
+            break
+    return torch.cat(logits)
 
 
 class NetworkEvaluator:
@@ -182,64 +119,89 @@ class NetworkEvaluator:
     def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
         """Return one evaluation per genome, ``(n, n_genes)``; each is independent of the others.
 
-        Besides the metrics of :func:`quality` there is ``n_uncompensated``: layers that lost inputs but keep their
-        weights, since their regression is ill-conditioned. A candidate that fails, fails alone (:func:`judge`).
+        Besides the metrics of :func:`fitness.quality.quality` there is ``n_uncompensated``: layers that lost inputs but
+        keep their weights, since their regression is ill-conditioned. A candidate that fails, fails alone
+        (:func:`fitness.quality.judge`).
+
+        Raises:
+            UnknownNameError: There is no such rung.
+        """
+        return self.evaluate_up_to(genomes, rung, math.inf)
+
+    def evaluate_up_to(self, genomes: BoolArray, rung: str, limit: float) -> list[Evaluation]:
+        """Return what :meth:`evaluate` returns, but stop after a batch that leaves a genome no way below ``limit``.
 
         Raises:
             UnknownNameError: There is no such rung.
         """
         if rung not in self.rungs:
             raise UnknownNameError("rung", rung, self.rungs)
-        return list(self._judge_each(genomes))
+        return list(self._judge_each(genomes, limit))
 
-    def _judge_each(self, genomes: BoolArray) -> Iterator[Evaluation]:
+    def _judge_each(self, genomes: BoolArray, limit: float) -> Iterator[Evaluation]:
+        objective, temperature = self.options.objective, self.options.temperature
+        stop = EarlyStop(self.images, objective, temperature, limit) if limit < math.inf else None
         for genome in genomes:
             started = time.perf_counter()
             n_uncompensated = 0
 
             def logits(genome: BoolArray = genome) -> Tensor:
                 nonlocal n_uncompensated
-                tensors, prediction = self._run(genome)
+                tensors, prediction = self._run(genome, stop)
                 n_uncompensated = len(tensors.uncompensated)
                 return prediction
 
-            metrics, objective, failure = judge(logits, self.images, self.options.objective, self.options.temperature)
-            if not failure:
-                metrics["n_uncompensated"] = float(n_uncompensated)
-            n_images, seconds = len(self.images.inputs), time.perf_counter() - started
-            yield Evaluation(genome_digest(genome), self.rung, n_images, objective, metrics, seconds, failure)
+            verdict = judge(logits, self.images, objective, temperature, stop)
+            if not verdict.failure:
+                verdict.metrics["n_uncompensated"] = float(n_uncompensated)
+            yield Evaluation(
+                genome_digest(genome),
+                self.rung,
+                verdict.n_images,
+                verdict.objective,
+                verdict.metrics,
+                time.perf_counter() - started,
+                verdict.failure,
+            )
 
-    def _run(self, genome: BoolArray) -> tuple[SlicedTensors, Tensor]:
+    def _run(self, genome: BoolArray, stop: EarlyStop | None) -> tuple[SlicedTensors, Tensor]:
         """Return the tensors and the logits of the network that ``genome`` describes."""
         if self._paths is not None:
             stack: PauseStack = self._paths.__dict__.setdefault(
                 "stack", PauseStack(self.program, self.options.max_prefix_bytes)
             )
             try:
-                return self._run_on_path(genome, stack)
+                return self._run_on_path(genome, stack, stop)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             del stack, self._paths.stack  # frees what it holds
         tensors = self._tensors(genome)
-        return tensors, self._predict(tensors)
+        return tensors, self._predict(tensors, stop)
 
-    def _run_on_path(self, genome: BoolArray, stack: PauseStack) -> tuple[SlicedTensors, Tensor]:
+    def _run_on_path(
+        self, genome: BoolArray, stack: PauseStack, stop: EarlyStop | None
+    ) -> tuple[SlicedTensors, Tensor]:
         begun, pause_at = stack.begin(genome)
         tensors, compensated = self._compensated(genome, begun, pause_at)
         running, output = tensors.cast(self.images.inputs.dtype), self.program.outputs[0]
-        logits, starts = [], []
-        with torch.inference_mode():
-            for index, part in enumerate(self.images.inputs.split(self.options.batch_size)):
+        parts = self.images.inputs.split(self.options.batch_size)
+        starts: list[Mapping[str, Any]] = []
+
+        def predictions() -> Iterator[Tensor]:
+            for index, part in enumerate(parts):
                 inputs, env, start = ([part], None, 0) if begun is None else ([], begun.starts[index], begun.step)
                 if pause_at is not None:
                     values = self.program.run(running, inputs, env=env, start=start, stop=pause_at)
                     inputs, env, start = [], alive_at(self.program, values, pause_at), pause_at
                     starts.append(env)
-                logits.append(self.program.run(running, inputs, env=env, start=start)[output].float())
-        if pause_at is not None:
+                yield self.program.run(running, inputs, env=env, start=start)[output]
+
+        with torch.inference_mode():
+            logits = _gathered(predictions(), stop)
+        if pause_at is not None and len(starts) == len(parts):  # not where it was stopped
             stack.keep(Pause(pause_at, compensated, tuple(starts)))
-        return tensors, torch.cat(logits)
+        return tensors, logits
 
     def _compensated(
         self, genome: BoolArray, begun: Pause | None, pause_at: int | None
@@ -257,8 +219,8 @@ class NetworkEvaluator:
     def _tensors(self, genome: BoolArray) -> SlicedTensors:
         return self.compensate(genome) if self.compensate is not None else self.program.slice(genome)
 
-    def _predict(self, tensors: SlicedTensors) -> Tensor:
-        return logits_of(self.program, tensors, self.images.inputs, self.options.batch_size)
+    def _predict(self, tensors: SlicedTensors, stop: EarlyStop | None) -> Tensor:
+        return logits_of(self.program, tensors, self.images.inputs, self.options.batch_size, stop)
 
 
 class StageEvaluator(NetworkEvaluator):
@@ -309,16 +271,16 @@ class StageEvaluator(NetworkEvaluator):
             )
         return self.program.slice(genome) if self.compensate is None else self.compensate(genome, self._shared)
 
-    def _predict(self, tensors: SlicedTensors) -> Tensor:
+    def _predict(self, tensors: SlicedTensors, stop: EarlyStop | None) -> Tensor:
         if not self._starts:
-            return super()._predict(tensors)
+            return super()._predict(tensors, stop)
         running = tensors.cast(self.images.inputs.dtype)
         output = self.program.outputs[0]
         try:
             with torch.inference_mode():
-                ends = [self.program.run(running, [], env=env, start=self._step) for env in self._starts]
-                return torch.cat([values[output].float() for values in ends])
+                ends = (self.program.run(running, [], env=env, start=self._step)[output] for env in self._starts)
+                return _gathered(ends, stop)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        return super()._predict(tensors)  # from the images on, in batches of any size
+        return super()._predict(tensors, stop)  # from the images on, in batches of any size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from evoprune.cli.errors import reports_errors
 from evoprune.cli.progress import rich_observer
 from evoprune.cli.tables import latency_lines, result_table
 from evoprune.options import SearchOptions
-from evoprune.result import SearchResult
+from evoprune.result import RungFigures, SearchResult
 
 DEFAULTS: dict[str, Any] = {name: field.default for name, field in SearchOptions.model_fields.items()}
 
@@ -190,13 +191,13 @@ def show_result(result: SearchResult, *, as_json: bool) -> None:
     )
     console.print(
         f"chosen by {result.objective.name} {result.objective.value:.4g} at rung {result.objective.rung!r}; "
-        + ", ".join(f"{rung}: {figures.n_evaluations}" for rung, figures in result.rungs.items()),
+        + _counts(result.rungs),
         soft_wrap=True,
     )
     if (random := result.random_search) is not None:
         console.print(
             f"random search: {result.objective.name} {random.objective:.4g} at rung {random.rung!r}; "
-            + ", ".join(f"{rung}: {figures.n_evaluations}" for rung, figures in random.rungs.items()),
+            + _counts(random.rungs),
             soft_wrap=True,
         )
     for line in latency_lines(result.latency) if result.latency is not None else ():
@@ -208,4 +209,12 @@ def show_result(result: SearchResult, *, as_json: bool) -> None:
         f"run: {result.run}\nnext: evoprune finetune {run}    or: evoprune export {run}",
         soft_wrap=True,
         markup=False,
+    )
+
+
+def _counts(rungs: Mapping[str, RungFigures]) -> str:
+    """Return how many networks each rung judged, and how many of them it gave up early."""
+    return ", ".join(
+        f"{rung}: {figures.n_evaluations}" + (f" ({figures.n_stopped} stopped early)" if figures.n_stopped else "")
+        for rung, figures in rungs.items()
     )

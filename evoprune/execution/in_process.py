@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
@@ -56,12 +57,13 @@ class InProcessExecutor:
         """Number of threads."""
         return self._n_threads
 
-    def stream(self, genomes: BoolArray, rung: str) -> Generator[EvaluatedChunk, None, None]:
+    def stream(self, genomes: BoolArray, rung: str, limit: float = math.inf) -> Generator[EvaluatedChunk, None, None]:
         """Yield evaluations of ``genomes`` ``(n, n_genes)`` in chunks as they finish; see :class:`Executor`."""
         chunks = split_indices(len(genomes), self._n_threads, self._chunk_size)
         with one_thread():
             futures = {
-                self._pool.submit(evaluate_chunk, self._evaluator, genomes[chunk], rung): chunk for chunk in chunks
+                self._pool.submit(evaluate_chunk, self._evaluator, genomes[chunk], rung, limit): chunk
+                for chunk in chunks
             }
             try:
                 for future in as_completed(futures):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fitness.evaluation import Evaluation, Evaluator
+from fitness.evaluation import Evaluation, Evaluator, StoppingEvaluator
 from search_spaces.errors import ExecutionError
 from search_spaces.genome import BoolArray, IntArray, genome_digest
 
@@ -38,11 +38,11 @@ class Executor(Protocol):
     def n_workers(self) -> int:
         """How many genomes are evaluated at the same time."""
 
-    def stream(self, genomes: BoolArray, rung: str) -> Generator[EvaluatedChunk, None, None]:
+    def stream(self, genomes: BoolArray, rung: str, limit: float = math.inf) -> Generator[EvaluatedChunk, None, None]:
         """Yield the evaluations of ``genomes`` ``(n, n_genes)`` in chunks as they finish, each row exactly once.
 
-        A genome whose evaluation raises, or kills its worker repeatedly, comes back as a failed evaluation. Closing the
-        iterator abandons what has not begun.
+        A genome whose evaluation raises, or kills its worker repeatedly, comes back as a failed evaluation; one that is
+        sure to exceed ``limit`` may come back as a stopped one. Closing the iterator abandons what has not begun.
 
         Raises:
             ExecutionError: Workers cannot be had, or the evaluator breaks its contract.
@@ -95,17 +95,24 @@ def split_indices(n_genomes: int, n_workers: int, chunk_size: int | None) -> lis
     return [indices[start : start + size] for start in range(0, n_genomes, size)]
 
 
-def evaluate_chunk(evaluator: Evaluator, genomes: BoolArray, rung: str) -> tuple[Evaluation, ...]:
+def evaluate_chunk(
+    evaluator: Evaluator, genomes: BoolArray, rung: str, limit: float = math.inf
+) -> tuple[Evaluation, ...]:
     """Return one evaluation per row of ``genomes``; where the call raises, each genome is tried on its own.
+
+    An evaluator that can stops those that are sure to exceed ``limit``.
 
     Raises:
         ExecutionError: The evaluator answers with other genomes than it was asked for.
     """
     try:
-        evaluations = list(evaluator.evaluate(genomes, rung))
+        if limit < math.inf and isinstance(evaluator, StoppingEvaluator):
+            evaluations = list(evaluator.evaluate_up_to(genomes, rung, limit))
+        else:
+            evaluations = list(evaluator.evaluate(genomes, rung))
     except Exception as error:  # whatever one genome does to the evaluator must not end a search of hours
         if len(genomes) > 1:
-            return tuple(evaluate_chunk(evaluator, genomes[i : i + 1], rung)[0] for i in range(len(genomes)))
+            return tuple(evaluate_chunk(evaluator, genomes[i : i + 1], rung, limit)[0] for i in range(len(genomes)))
         return (failed_evaluation(genomes[0], rung, describe(error)),)
     expected = [(genome_digest(genome), rung) for genome in genomes]
     received = [(evaluation.digest, evaluation.rung) for evaluation in evaluations]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
@@ -45,10 +46,10 @@ class _Worker:
         """Build the evaluator, which may gather statistics of a large network first."""
         self._evaluator = recipe.with_arrays(arrays).build()
 
-    def evaluate(self, packed: npt.NDArray[np.uint8], n_genes: int, rung: str) -> tuple[Evaluation, ...]:
+    def evaluate(self, packed: npt.NDArray[np.uint8], n_genes: int, rung: str, limit: float) -> tuple[Evaluation, ...]:
         """Return one evaluation per row of ``packed``."""
         genomes = np.unpackbits(packed, axis=1, count=n_genes).astype(np.bool_)
-        return evaluate_chunk(self._evaluator, genomes, rung)
+        return evaluate_chunk(self._evaluator, genomes, rung, limit)
 
 
 def workers_per_device(share: float) -> int:
@@ -129,7 +130,7 @@ class RayExecutor:
             ray.kill(worker)
         self._start(recipe)
 
-    def stream(self, genomes: BoolArray, rung: str) -> Generator[EvaluatedChunk, None, None]:
+    def stream(self, genomes: BoolArray, rung: str, limit: float = math.inf) -> Generator[EvaluatedChunk, None, None]:
         """Yield evaluations of ``genomes`` ``(n, n_genes)`` in chunks as they finish; see :class:`Executor`."""
         packed, n_genes = np.packbits(genomes, axis=1), genomes.shape[1]
         waiting = deque(split_indices(len(genomes), self._n_workers, self._chunk_size))
@@ -139,7 +140,8 @@ class RayExecutor:
         while waiting or any(indices is not None for _, indices in tasks.values()):
             while waiting and idle:
                 worker, indices = idle.pop(0), waiting.popleft()
-                tasks[self._workers[worker].evaluate.remote(packed[indices], n_genes, rung)] = (worker, indices)
+                task = self._workers[worker].evaluate.remote(packed[indices], n_genes, rung, limit)
+                tasks[task] = (worker, indices)
             task = self._wait_for_one(tasks)
             worker, submitted = tasks.pop(task)
             try:

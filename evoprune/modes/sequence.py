@@ -99,6 +99,10 @@ class SequentialSearch:
         del genome
         return evaluation.objective
 
+    def _useful_objective(self, priced: float) -> float:
+        """Return the objective above which :meth:`_priced` exceeds ``priced`` for every genome; inf where none is."""
+        return priced
+
     def _first_valid_generation(self) -> int:
         """Return the first generation whose evaluations still hold in the open part."""
         return 0
@@ -228,6 +232,7 @@ class SequentialSearch:
             genomes=genomes,
             digests=digests,
             since=self._first_valid_generation(),
+            limit=self._useful_objective(inner.limit),
         )
 
     # ------------------------------------------------------------------ one part after the other

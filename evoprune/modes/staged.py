@@ -148,6 +148,9 @@ class StagedSearch(SequentialSearch):
         share = float(self.space.cost(self.metric, genome[None])[0] / self.space.cost_range(self.metric)[1])
         return (evaluation.objective - dense) / (stripped - dense) + self.cost_weight * share
 
+    def _useful_objective(self, priced: float) -> float:
+        return priced if self.budgets else math.inf  # a cost term differs from genome to genome
+
 
 def check_stages(space: SearchSpace, options: SearchOptions) -> None:
     """Check that ``space`` has the stages that the options name.

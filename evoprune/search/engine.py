@@ -12,6 +12,7 @@ generation; a search that is restored therefore goes on exactly as the uninterru
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from evoprune.search.individual import BestIndividuals, Individual, make_statist
 from evoprune.search.initialisation import initial_population
 from evoprune.search.memory import Memory
 from evoprune.search.messages import BestGenome, EvaluationRequest, Role, check_answers, check_any_succeeded
-from evoprune.search.operators import LocalError, build_toolbox
+from evoprune.search.operators import LocalError, build_toolbox, truncate
 from evoprune.search.population import Population
 from evoprune.search.priors import PriorMixture
 from evoprune.search.state import SearchState, as_json, check_identity, pack_hall, restore_hall
@@ -209,7 +210,20 @@ class Search:
 
     def _make_request(self, role: Role, genomes: BoolArray, rung: str) -> EvaluationRequest:
         digests = tuple(genome_digest(genome) for genome in genomes)
-        return EvaluationRequest(self._generation + 1, rung, role, genomes, digests)
+        limit = self._useful_objective() if role == "judge" else math.inf
+        return EvaluationRequest(self._generation + 1, rung, role, genomes, digests, limit=limit)
+
+    def _useful_objective(self) -> float:
+        """Return the judged objective above which none of the draft can survive or be among the best.
+
+        Only truncation of a full population by one objective gives such a bound; a fresh population has none.
+        """
+        is_bounded = self.n_objectives == 1 and self.toolbox.survive.func is truncate
+        if not is_bounded or self._draft is None or self._draft.is_restart:
+            return math.inf
+        if len(self._population) < self.config.population_size or len(self.best_individuals) < self.config.n_best:
+            return math.inf
+        return max(float(self._population.objectives.max()), self.best_individuals[-1].objective)
 
     def _next_request(self, draft: Draft, screens: Sequence[str]) -> EvaluationRequest:
         """Return the request of the first of ``screens`` that has anything to leave out, else of the judge."""

@@ -26,6 +26,8 @@ class EvaluationRequest:
         digests: Identities of the genomes.
         since: The first generation of the dense network that they are cuts of; what was judged for another one does
             not answer.
+        limit: Objectives above it are of no use: an evaluation may end once it is sure to exceed it. The search goes on
+            as it would with the true objective, but for what it learns from how bad such a genome is.
     """
 
     generation: int
@@ -34,6 +36,7 @@ class EvaluationRequest:
     genomes: BoolArray
     digests: tuple[str, ...]
     since: int = 0
+    limit: float = math.inf
 
 
 @dataclass(frozen=True)

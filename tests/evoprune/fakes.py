@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fitness.evaluation import Evaluation
+from fitness.evaluation import LOWER_BOUND, Evaluation
 from search_spaces import SearchSpace
 from search_spaces.genome import BoolArray, genome_digest
 
@@ -51,6 +51,23 @@ class CountingEvaluator:
         return Evaluation(digest, rung, 8, error, {"accuracy": 1 - error, "n_threads": float(torch.get_num_threads())})
 
 
+@dataclass
+class StoppingFake(CountingEvaluator):
+    """Sees half of the images of a genome that exceeds the limit, and takes its objective for a tenth more."""
+
+    limits: list[float] = field(default_factory=list)
+
+    def evaluate_up_to(self, genomes: BoolArray, rung: str, limit: float) -> list[Evaluation]:
+        self.limits.append(limit)
+        return [
+            whole if whole.objective <= limit else self._stopped(whole, limit) for whole in self.evaluate(genomes, rung)
+        ]
+
+    def _stopped(self, whole: Evaluation, limit: float) -> Evaluation:
+        bound = (whole.objective + limit) / 2
+        return replace(whole, n_images=4, objective=1.1 * whole.objective, metrics={LOWER_BOUND: bound})
+
+
 @dataclass(frozen=True)
 class FakeRecipe:
     """Builds a :class:`CountingEvaluator`."""
@@ -59,6 +76,7 @@ class FakeRecipe:
     raise_on: frozenset[str] = frozenset()
     exit_on: frozenset[str] = frozenset()
     broken: bool = False
+    stops: bool = False
 
     def with_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> FakeRecipe:
         return replace(self, arrays=dict(arrays))
@@ -66,7 +84,8 @@ class FakeRecipe:
     def build(self) -> CountingEvaluator:
         if self.broken:
             raise ValueError("no evaluator can be built from this recipe")
-        return CountingEvaluator(self.arrays["target"], self.raise_on, self.exit_on)
+        evaluator = StoppingFake if self.stops else CountingEvaluator
+        return evaluator(self.arrays["target"], self.raise_on, self.exit_on)
 
 
 def make_target(n_genes: int) -> npt.NDArray[np.float32]:

@@ -76,6 +76,18 @@ def test_the_first_evaluation_of_a_genome_at_a_rung_is_the_one_that_stays(tmp_pa
         assert len(store) == 2
 
 
+def test_an_evaluation_is_replaced_where_that_is_said(tmp_path: Path) -> None:
+    digest, other = (make_record(seed).evaluation.digest for seed in (1, 2))
+    with EvaluationStore(tmp_path / "e.sqlite", N_GENES) as store:
+        store.put_many([make_record(1, objective=0.5), make_record(2, objective=0.5)], since=3)
+        store.put_many([make_record(1, objective=0.6)])
+        again = [make_record(seed, objective=0.7) for seed in (1, 2)]
+        assert store.put_many(again, since=3, instead_of={digest, "unknown"}) == 1
+        found = store.get_many([digest, other], "network", since=3)
+        assert (found[digest].evaluation.objective, found[other].evaluation.objective) == (0.7, 0.5)
+        assert store.get_many([digest], "network")[digest].evaluation.objective == 0.6
+
+
 def test_a_genome_is_there_once_for_every_network_that_it_is_cut_from(tmp_path: Path) -> None:
     digest = make_record(1).evaluation.digest
     with EvaluationStore(tmp_path / "e.sqlite", N_GENES) as store:

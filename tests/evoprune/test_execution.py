@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from evoprune.execution import InProcessExecutor
+from evoprune.execution.protocol import collect
 from fitness.evaluation import Evaluation
 from search_spaces.errors import ExecutionError, OptionError
 from search_spaces.genome import BoolArray, genome_digest
-from tests.evoprune.fakes import CountingEvaluator, make_target
+from tests.evoprune.fakes import CountingEvaluator, StoppingFake, make_target
 
 N_GENES = 37
 
@@ -129,3 +130,29 @@ def test_libraries_compute_with_one_thread_while_genomes_are_evaluated(genomes: 
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_evaluator_that_can_stop_is_told_the_limit_and_another_is_not(genomes: BoolArray) -> None:
+    whole = CountingEvaluator(make_target(N_GENES)).evaluate(genomes, "network")
+    limit = sorted(evaluation.objective for evaluation in whole)[5]
+    for evaluator, n_stopped in (
+        (StoppingFake(make_target(N_GENES)), 17),
+        (CountingEvaluator(make_target(N_GENES)), 0),
+    ):
+        executor = InProcessExecutor(evaluator, 2)
+        found = collect(executor.stream(genomes, "network", limit), len(genomes))
+        assert executor.evaluate(genomes, "network") == whole
+        executor.close()
+        assert sum(evaluation.is_stopped for evaluation in found) == n_stopped
+        assert [e for e in found if not e.is_stopped] == [
+            w for e, w in zip(found, whole, strict=True) if not e.is_stopped
+        ]
+
+
+def test_with_a_limit_too_a_genome_that_raises_fails_alone(genomes: BoolArray) -> None:
+    bad = genome_digest(genomes[3])
+    executor = InProcessExecutor(StoppingFake(make_target(N_GENES), raise_on=frozenset([bad])), 1, chunk_size=23)
+    found = collect(executor.stream(genomes, "network", 0.0), len(genomes))
+    executor.close()
+    assert [e.digest for e in found if e.failure] == [bad]
+    assert all(e.is_stopped for e in found if e.digest != bad)

@@ -15,6 +15,7 @@ import pytest
 
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import InProcessExecutor
+from evoprune.execution.protocol import collect
 from evoprune.run_directory import RunDirectory
 from evoprune.runner import run_search
 from evoprune.search import LadderPlan, Search, SearchConfig
@@ -59,6 +60,21 @@ def test_ray_gives_the_evaluations_of_the_in_process_executor() -> None:
         assert received == expected
         assert received[4].failure.startswith("ArithmeticError")
     assert remote.evaluate(GENOMES[:0], "network") == []
+    local.close()
+    remote.close()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_are_told_the_limit() -> None:
+    from evoprune.execution.ray_executor import RayExecutor
+
+    recipe = FakeRecipe(RECIPE.arrays, stops=True)
+    local, remote = InProcessExecutor(recipe.build(), 2), RayExecutor(recipe, 2)
+    expected, received = (
+        collect(executor.stream(GENOMES, "network", 0.7), len(GENOMES)) for executor in (local, remote)
+    )
+    assert received == expected
+    assert 0 < sum(evaluation.is_stopped for evaluation in received) < len(GENOMES)
     local.close()
     remote.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -16,17 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evoprune.answering import answer_request
 from evoprune.callbacks import Callback, EvaluationsFinished, GenerationFinished, SearchOutcome, SearchStarted
 from evoprune.evaluation_store import EvaluationStore
 from evoprune.execution import InProcessExecutor
 from evoprune.run_directory import RunDirectory
 from evoprune.runner import run_search
-from evoprune.search import LadderPlan, Search, SearchConfig
+from evoprune.search import EvaluationRequest, LadderPlan, Search, SearchConfig
 from evoprune.stopping import MaxEvaluations, MaxSeconds, StopRule
 from fitness.evaluation import Evaluation
 from search_spaces.errors import ExecutionError, RunDirectoryError
 from search_spaces.genome import BoolArray, genome_digest
-from tests.evoprune.fakes import CountingEvaluator, make_target, tiny_space
+from tests.evoprune.fakes import CountingEvaluator, StoppingFake, make_target, tiny_space
 
 LADDER = LadderPlan("network", screen="cheap", elite="dear", screen_factor=2, n_elites=2)
 CONFIG = SearchConfig({"macs": 0.5}, LADDER, population_size=8, n_generations=4)
@@ -349,6 +351,7 @@ def test_time_ends_a_search_inside_a_generation_but_never_before_the_first(tmp_p
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from evoprune.answering import answer_request
 from evoprune.callbacks import Callback
 from evoprune.run_directory import RunDirectory
 from tests.evoprune.test_runner import run
@@ -444,3 +447,62 @@ def test_a_generation_that_was_saved_is_logged_though_the_process_died_between(
         assert [row["gen"] for row in store.generations()] == [0, 1, 2, 3, 4]
     log = [event["gen"] for event in directory.read_log() if event["event"] == "generation"]
     assert log == [0, 1, 2, 3, 4]
+
+
+STOPPING = dataclasses.replace(CONFIG, ladder=LadderPlan("network"), surrogate_factor=1, n_best=8, n_generations=8)
+
+
+def test_survivors_are_those_of_a_run_that_stops_no_evaluation(tmp_path: Path) -> None:
+    n_genes = tiny_space().n_genes
+    whole = run(make_run(tmp_path / "whole"), config=STOPPING)
+    evaluator = StoppingFake(make_target(n_genes))
+    directory = make_run(tmp_path / "stopped")
+    stopped = run(directory, config=STOPPING, evaluator=evaluator)
+    assert [row["best"] for row in stopped[1].logbook] == [row["best"] for row in whole[1].logbook]
+    first, second = (search.population for _, search in (whole, stopped))
+    assert [(i.digest, i.objective) for i in first] == [(i.digest, i.objective) for i in second]
+    evaluations = [row[0] for row in stored(directory)]
+    assert 0 < sum(e.is_stopped for e in evaluations) < len(evaluations)
+    assert evaluator.limits == sorted(evaluator.limits, reverse=True)
+
+
+@pytest.mark.parametrize("crash_after", [9, 20, 33, 51])
+def test_a_run_that_stops_evaluations_is_resumed_exactly(tmp_path: Path, crash_after: int) -> None:
+    def evaluator() -> StoppingFake:
+        return StoppingFake(make_target(tiny_space().n_genes))
+
+    whole_directory, directory = make_run(tmp_path / "whole"), make_run(tmp_path / "run")
+    whole = run(whole_directory, config=STOPPING, evaluator=evaluator())
+    with pytest.raises(Death):
+        run(directory, Recorder(crash_after), config=STOPPING, evaluator=evaluator())
+    assert_equal_runs(whole, run(directory, config=STOPPING, evaluator=evaluator()))
+    assert stored(directory) == stored(whole_directory)
+
+
+def test_what_was_stopped_is_judged_again_for_who_needs_more(tmp_path: Path) -> None:
+    space = tiny_space()
+    genomes = space.sample(rng=np.random.default_rng(0), n=6, macs_budget=0.5)
+    digests = tuple(genome_digest(genome) for genome in genomes)
+    evaluator = StoppingFake(make_target(space.n_genes))
+    whole = evaluator.evaluate(genomes, "network")
+    low, middle, high = (sorted(e.objective for e in whole)[index] for index in (1, 2, 4))
+    executor = InProcessExecutor(evaluator, 1)
+    with EvaluationStore(tmp_path / "e.sqlite", space.n_genes) as store:
+
+        def ask(limit: float, generation: int = 0) -> tuple[list[Evaluation], int]:
+            evaluator.seen.clear()
+            request = EvaluationRequest(generation, "network", "judge", genomes, digests, limit=limit)
+            answers = answer_request(
+                request, space, executor, store, on_known=lambda *_: None, on_chunk=lambda *_: None
+            )
+            return answers, len(evaluator.seen)
+
+        first, n_first = ask(middle)
+        assert (sum(e.is_stopped for e in first), n_first) == (3, 6)
+        assert ask(low) == (first, 0)
+        again, n_again = ask(high, 1)
+        assert [e.is_stopped for e in again] == [e.objective > high for e in whole]
+        assert 2 <= n_again <= 3
+        assert ask(math.inf, 2)[0] == whole
+        assert [record.evaluation.is_whole for record in store.records()] == [True] * 6
+    executor.close()

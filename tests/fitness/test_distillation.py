@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from fitness.distillation import DistillationEvaluator, DistillationOptions, DivergedError, Lessons
-from fitness.network import JudgedImages, logits_of, quality
+from fitness.network import logits_of
 from fitness.program import Program
+from fitness.quality import JudgedImages, quality
 from search_spaces.errors import OptionError, UnknownNameError
 from search_spaces.genome import BoolArray
 from search_spaces.models import hash_weights

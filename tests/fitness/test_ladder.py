@@ -216,7 +216,7 @@ def test_predictions_that_are_not_finite_fail(rung: str, value: float, monkeypat
     evaluator: Any = recipe(rung).build()
     broken = torch.full((16, 10), value)
     if rung == "network":
-        monkeypatch.setattr(evaluator, "_run", lambda genome: (evaluator.program.slice(genome), broken))
+        monkeypatch.setattr(evaluator, "_run", lambda genome, _: (evaluator.program.slice(genome), broken))
     else:
         monkeypatch.setattr(evaluator, "_logits", lambda _: broken)
     evaluations = evaluator.evaluate(setting()[2][:1], rung)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fitness.network import JudgedImages, quality
+from fitness.quality import JudgedImages, quality
 
 
 def _images(logits: torch.Tensor, *parts: int) -> JudgedImages:

@@ -200,6 +200,19 @@ def test_a_reference_that_fails_is_told() -> None:
         step(search, make_evaluator())
 
 
+@pytest.mark.parametrize(("case", "has_limit"), [({}, True), ({"budget": None}, False)])
+def test_a_limit_holds_for_objectives_and_not_for_what_a_cost_is_added_to(
+    case: dict[str, Any], has_limit: bool
+) -> None:
+    search, evaluator = staged(**case), make_evaluator()
+    limits = []
+    while not search.is_finished:
+        request = search.ask()
+        limits.append(request.limit)
+        search.tell(evaluator.evaluate(request.genomes, request.rung))
+    assert (min(limits) < math.inf) == has_limit
+
+
 def test_misuse_is_refused() -> None:
     with pytest.raises(OptionError, match="needs at least two stages"):
         staged(stages="resolution")

@@ -436,3 +436,49 @@ def test_operators_whose_children_survive_are_used_more_often() -> None:
 def test_seeds_that_are_no_genomes_of_the_space_are_refused(seeds: Any) -> None:
     with pytest.raises(GenomeShapeError, match=r"seeds must be a boolean array \(m, "):
         Search(tiny_space(), SearchConfig({"macs": 0.5}, LadderPlan("network")), seed=0, seeds=seeds)
+
+
+def test_only_the_judge_of_a_full_population_has_a_limit() -> None:
+    config = dataclasses.replace(CONFIG, ladder=LADDERS["whole"], n_best=4)
+    search, evaluator = make_search(config), make_evaluator()
+    limits: dict[str, list[float]] = {"screen": [], "judge": [], "elite": []}
+    while not search.is_finished:
+        request = search.ask()
+        limits[request.role].append(request.limit)
+        if request.role == "judge" and request.generation:
+            assert request.limit == max(individual.objective for individual in search.population)
+        search.tell(evaluator.evaluate(request.genomes, request.rung))
+    assert limits["judge"][0] == math.inf
+    assert all(limit < math.inf for limit in limits["judge"][1:])
+    assert set(limits["screen"] + limits["elite"]) == {math.inf}
+
+
+def test_without_truncation_or_with_more_best_than_were_judged_there_is_no_limit() -> None:
+    search, evaluator = make_search(dataclasses.replace(CONFIG, n_best=1000)), make_evaluator()
+    advance(search, evaluator, until=1)
+    assert search.ask().limit == math.inf
+    search = make_search(dataclasses.replace(CONFIG, n_best=4))
+    search.toolbox.register("survive", lambda values, n: np.argsort(values[:, 0], kind="stable")[:n])
+    advance(search, evaluator, until=1)
+    assert search.ask().limit == math.inf
+
+
+def test_the_best_of_a_run_outlive_its_population_and_set_the_limit_with_it() -> None:
+    search, evaluator = make_search(dataclasses.replace(CONFIG, n_best=25)), make_evaluator()
+    advance(search, evaluator, until=3)
+    worst = max(individual.objective for individual in search.population)
+    assert search.ask().limit == search.best_individuals[-1].objective > worst
+
+
+def test_a_fresh_population_has_no_limit() -> None:
+    config = dataclasses.replace(CONFIG, restart=True, min_diversity=1.0, n_best=4)
+    search, evaluator = make_search(config), make_evaluator()
+    limits = []
+    while not search.is_finished:
+        request = search.ask()
+        limits.append(request.limit)
+        search.tell(evaluator.evaluate(request.genomes, request.rung))
+    is_restart = search.logbook.select("is_restart")
+    assert any(is_restart[1:])
+    assert all(limit == math.inf for limit, is_fresh in zip(limits, is_restart, strict=True) if is_fresh)
+    assert min(limits) < math.inf

@@ -132,6 +132,14 @@ def test_the_hypervolume_never_falls_and_is_that_of_the_archive() -> None:
     assert volumes[-1] == hypervolume(search.archive.objective_values(), reference)
 
 
+def test_a_front_has_no_limit_beyond_which_a_genome_is_of_no_use() -> None:
+    search, evaluator = ParetoSearch(tiny_space(), CONFIG, seed=1), CountingEvaluator(make_target(tiny_space().n_genes))
+    while not search.is_finished:
+        request = search.ask()
+        assert request.limit == np.inf
+        search.tell(evaluator.evaluate(request.genomes, request.rung))
+
+
 def test_without_a_budget_the_knee_is_handed_back() -> None:
     search = make_search(has_budget=False)
     assert search.best is None

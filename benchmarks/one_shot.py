@@ -78,7 +78,10 @@ class Bench:
     def __init__(self, subject: Subject, n_calibration: int, n_test: int) -> None:
         self.subject = subject
         self.options = FitnessOptions(
-            n_fitness_images=2, n_calibration_images=n_calibration, final_calibration_images=n_calibration
+            n_fitness_images=2,
+            n_calibration_images=n_calibration,
+            final_calibration_images=n_calibration,
+            final_augmented_share=0.0,  # all criteria, and every adaptation, see the same images as they are
         )
         self._recipe = make_recipe(subject.model, subject.space, subject.data, self.options, seed=_SEED)
         self._source = KnowledgeSource(self._recipe, subject.model)

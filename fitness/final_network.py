@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fitness.compensation import SequentialCompensation
-from fitness.data import ImageData, normalise
+from fitness.data import ImageData, crop_turn_and_jitter, normalise
 from fitness.image_draws import IMAGE_STREAM, draw
 from fitness.ladder import final_solve
 from fitness.merging import MergeCompensation
@@ -129,10 +129,18 @@ def final_network(
 def final_images(model: nn.Module, space: SearchSpace, data: ImageData, options: FitnessOptions, seed: int) -> Tensor:
     """Return the uint8 training images from which the network that is handed back is compensated.
 
-    So many that the largest activation of all of them stays within ``options.final_max_bytes`` in float32.
+    So many that the largest activation of all of them stays within ``options.final_max_bytes`` in float32. Where layers
+    are solved sequentially, ``options.final_augmented_share`` of them are augmented.
     """
     rng = np.random.default_rng([seed, IMAGE_STREAM, 1])
     program = Program(space, named_tensors(model))
     n_elements = largest_activation(program, normalise(data.train.take(np.arange(1)).images, data.mean, data.std))
     n_fitting = max(1, options.final_max_bytes // (4 * n_elements))
-    return draw(data.train, min(options.final_calibration_images, n_fitting), rng).images
+    images = draw(data.train, min(options.final_calibration_images, n_fitting), rng).images
+    n_augmented = int(options.final_augmented_share * len(images))
+    if options.final_compensation != "sequential" or not n_augmented:
+        return images
+    rows = torch.from_numpy(np.sort(rng.permutation(len(images))[:n_augmented]))
+    images = images.clone()
+    images[rows] = crop_turn_and_jitter(images[rows], rng=rng, flip=data.may_flip)
+    return images

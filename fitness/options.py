@@ -47,6 +47,9 @@ class FitnessOptions:
         solve: How layers are solved where they are compensated sequentially. A static solve takes none of it: its
             damping is 1e-2.
         final_calibration_images: Training images for the network that is handed back.
+        final_augmented_share: Share of them that are randomly cropped, mirrored, turned, scaled and jittered, where
+            layers are solved sequentially. A network is sure of the images that it has memorised; it is not of these,
+            nor of those that it will meet.
         final_positions: Most output positions per image and layer for it.
         final_multiplications: Bound on the multiplications of one layer's solve for it.
         final_rectified_passes: Further solves for rectified outputs for it.
@@ -69,6 +72,7 @@ class FitnessOptions:
     compensation: Literal["sequential", "static", "merge", "recalibrate", "none"] = "sequential"
     solve: CompensationOptions = field(default_factory=CompensationOptions)
     final_calibration_images: int = 6000
+    final_augmented_share: float = 1 / 3
     final_positions: int = 16
     final_multiplications: float = 4e10
     final_rectified_passes: int = 3
@@ -121,6 +125,7 @@ class FitnessOptions:
                 )
         check_rules(
             [
+                ("0 <= final_augmented_share <= 1", 0 <= self.final_augmented_share <= 1, self.final_augmented_share),
                 ("final_rectified_passes >= 0", self.final_rectified_passes >= 0, self.final_rectified_passes),
                 ("final_multiplications > 0", self.final_multiplications > 0, self.final_multiplications),
                 ("elite_multiplications > 0", self.elite_multiplications > 0, self.elite_multiplications),

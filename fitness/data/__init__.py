@@ -1,6 +1,6 @@
 """Images: data sets by name, splits, normalisation and augmentation."""
 
-from fitness.data.augmentation import crop_and_flip, fitness_mixture, plain_and_noisy
+from fitness.data.augmentation import crop_and_flip, crop_turn_and_jitter, fitness_mixture, plain_and_noisy
 from fitness.data.imagefolder import StreamedSplit
 from fitness.data.images import ImageBatch, ImageData, ImageSplit, InMemorySplit, normalise
 from fitness.data.load import DATA, load_data
@@ -13,6 +13,7 @@ __all__ = [
     "InMemorySplit",
     "StreamedSplit",
     "crop_and_flip",
+    "crop_turn_and_jitter",
     "fitness_mixture",
     "load_data",
     "normalise",

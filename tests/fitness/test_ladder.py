@@ -264,6 +264,24 @@ def test_wide_activations_get_fewer_final_images() -> None:
     assert len(final_images(model, space, data(), OPTIONS, seed=0)) == OPTIONS.final_calibration_images
 
 
+def test_a_share_of_the_final_images_is_augmented_where_layers_are_solved() -> None:
+    model, space, _ = setting()
+
+    def images(**options: Any) -> Tensor:
+        return final_images(model, space, data(), replace(OPTIONS, **options), seed=3)
+
+    plain = images(final_augmented_share=0.0)
+    for share, n_augmented in ((0.5, 20), (1.0, 40), (1 / 3, 13)):
+        found = images(final_augmented_share=share)
+        is_changed = (found != plain).flatten(1).any(dim=1)
+        assert int(is_changed.sum()) == n_augmented
+        assert found.dtype == torch.uint8
+        assert torch.equal(found, images(final_augmented_share=share))
+    for compensation in ("recalibrate", "merge", "none"):
+        assert torch.equal(images(compensation=compensation), plain)
+    assert not torch.equal(images(compensation="static"), plain)  # the final network is solved sequentially
+
+
 def test_elites_are_solved_on_an_even_share_of_the_final_images() -> None:
     model, space, _ = setting()
     options = replace(OPTIONS, n_elite_calibration_images=10)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fitness.data import ImageBatch, crop_and_flip, fitness_mixture
+from fitness.data import ImageBatch, crop_and_flip, crop_turn_and_jitter, fitness_mixture
 
 
 def batch_of(n: int, size: int = 32, n_classes: int = 5) -> ImageBatch:
@@ -91,3 +91,15 @@ def test_half_of_the_images_are_flipped() -> None:
     ramp = torch.arange(16, dtype=torch.uint8).expand(400, 3, 16, 16).contiguous()
     moved = crop_and_flip(ramp, rng=np.random.default_rng(0)).int()
     assert (moved[:, 0, 8, 9] < moved[:, 0, 8, 7]).float().mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_turned_and_jittered_images_stay_near_their_own_and_depend_on_the_generator_alone() -> None:
+    ramp = torch.arange(32).repeat(6, 3, 32, 1).to(torch.uint8) * 4 + 64  # brighter to the right
+    changed = crop_turn_and_jitter(ramp, rng=np.random.default_rng(0), flip=False)
+    assert changed.shape == ramp.shape
+    assert changed.dtype == torch.uint8
+    inner = changed[:, 0, 8:24, 8:24].float()
+    assert bool((inner[:, :, -4:].mean((1, 2)) > inner[:, :, :4].mean((1, 2))).all())
+    assert len({tuple(image.flatten().tolist()) for image in changed}) == 6
+    assert torch.equal(changed, crop_turn_and_jitter(ramp, rng=np.random.default_rng(0), flip=False))
+    assert not torch.equal(changed, crop_turn_and_jitter(ramp, rng=np.random.default_rng(1), flip=False))

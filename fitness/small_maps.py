@@ -6,12 +6,15 @@ of the padding. Written as a matrix from all samples of the input to all of the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fitness.folding import FoldedLayer
+
+_MAX_GROWTH = 4  # of a matrix beyond the weights that it is made of
 
 
 @dataclass
@@ -35,13 +38,16 @@ class SmallMapMatrices:
 def is_cheaper_as_matrix(layer: FoldedLayer, value: Tensor) -> bool:
     """Return whether ``layer`` multiplies less as a matrix product, where ``value`` ``(batch, channels, ...)`` is read.
 
-    Only for planar convolutions of one group on the processor, and never where gradients are wanted: there weights
-    change in place.
+    Only for planar convolutions of one group on the processor whose matrix has at most four times their weights, and
+    never where gradients are wanted: there weights change in place.
     """
     if len(layer.kernel) != 2 or value.ndim != 4 or value.device.type != "cpu" or not torch.is_inference_mode_enabled():
         return False
-    is_plain = layer.record.groups == 1 and not layer.record.is_transposed and not layer.is_lopsided
-    return is_plain and value.shape[2] * value.shape[3] < layer.kernel[0] * layer.kernel[1]
+    if layer.record.groups > 1 or layer.record.is_transposed or layer.is_lopsided:
+        return False
+    size, n_taps = (value.shape[2], value.shape[3]), layer.kernel[0] * layer.kernel[1]
+    n_inputs = size[0] * size[1]
+    return n_inputs < n_taps and n_inputs * math.prod(output_size(layer, size)) <= _MAX_GROWTH * n_taps
 
 
 def convolve_small_maps(

@@ -37,7 +37,7 @@ def _network(size: tuple[int, int], **convolution: Any) -> tuple[nn.Module, torc
     [
         ((2, 2), {"kernel_size": 3, "padding": 1}),
         ((1, 1), {"kernel_size": 3, "padding": 1}),
-        ((2, 4), {"kernel_size": 3, "padding": 1}),
+        ((2, 3), {"kernel_size": 3, "padding": 1}),
         ((2, 2), {"kernel_size": 3, "padding": 1, "stride": 2}),
         ((2, 2), {"kernel_size": 3, "padding": 1, "stride": (1, 2), "bias": False}),
         ((3, 2), {"kernel_size": (3, 5), "padding": (1, 2)}),
@@ -45,7 +45,7 @@ def _network(size: tuple[int, int], **convolution: Any) -> tuple[nn.Module, torc
         ((3, 3), {"kernel_size": 5, "padding": 4, "dilation": (1, 2), "stride": 2}),
         ((2, 2), {"kernel_size": 3, "padding": "same"}),
         ((4, 4), {"kernel_size": (5, 4), "padding": (1, 0)}),
-        ((3, 3), {"kernel_size": (4, 3), "padding": 1}),
+        ((3, 3), {"kernel_size": 4, "padding": 1}),
     ],
 )
 def test_equals_the_convolution(size: tuple[int, int], convolution: dict[str, Any], dtype: torch.dtype) -> None:
@@ -66,6 +66,7 @@ def test_equals_the_convolution(size: tuple[int, int], convolution: dict[str, An
     ("size", "convolution"),
     [
         ((3, 3), {"kernel_size": 3, "padding": 1}),
+        ((2, 4), {"kernel_size": 3, "padding": 1}),
         ((2, 2), {"kernel_size": 1}),
         ((2, 2), {"kernel_size": 3, "padding": 1, "groups": 2}),
         ((2, 2), {"kernel_size": 4, "padding": "same"}),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fitness.folding import FoldedLayer, keep_mask
+from fitness.layer_pairs import LayerPair, layer_pairs, pair_problem, refine
 from fitness.program import Program, SlicedTensors
 from fitness.regression import (
     Regression,
@@ -49,6 +50,9 @@ class CompensationOptions:
         every_layer: Also re-solve layers that lost no input channel, for the drift of what they read.
         n_rectified_passes: Further solves for outputs that only a ReLU reads: where the dense value is negative, any
             negative value will do, so the aim is lowered to what was reached.
+        n_pair_steps: Gauss-Newton steps of a layer for what the layer behind its ReLU makes, after which that one is
+            solved again (:mod:`fitness.layer_pairs`). What genomes share is computed for each of them then: the first
+            layer of a pair depends on what comes behind it.
     """
 
     n_positions: int = 32
@@ -56,6 +60,7 @@ class CompensationOptions:
     damping: float = 1e-3
     every_layer: bool = False
     n_rectified_passes: int = 0
+    n_pair_steps: int = 0
 
     def __post_init__(self) -> None:
         """Check every rule once.
@@ -69,6 +74,7 @@ class CompensationOptions:
                 ("max_multiplications > 0", self.max_multiplications > 0, self.max_multiplications),
                 ("damping > 0", self.damping > 0, self.damping),
                 ("n_rectified_passes >= 0", self.n_rectified_passes >= 0, self.n_rectified_passes),
+                ("n_pair_steps >= 0", self.n_pair_steps >= 0, self.n_pair_steps),
             ],
             purpose="a solve",
         )
@@ -174,6 +180,8 @@ class SequentialCompensation:
         self.options = options
         self._raise_if_stopped = raise_if_stopped or (lambda: None)
         self.targets = self._collect_targets(seed)
+        self._pairs = layer_pairs(program, self.targets) if options.n_pair_steps else {}
+        self._firsts = {pair.first.name for pair in self._pairs.values()}
 
     def _collect_targets(self, seed: int) -> dict[str, _Target]:
         """Return what the dense network puts out, per solvable layer."""
@@ -246,10 +254,16 @@ class SequentialCompensation:
             tensors.uncompensated = prefix.solved.uncompensated
         running = tensors.cast(dtype)
 
-        def solve(layer: FoldedLayer, values: Mapping[str, Any]) -> None:
+        waiting: dict[str, Tensor] = {}  # what first layers of pairs read, until the second one is solved
+
+        def solve(layer: FoldedLayer, values: dict[str, Any]) -> None:
             self._raise_if_stopped()
             if self._is_solved(layer, genome):
                 self._solve(layer, values, tensors)
+                if layer.name in self._pairs:
+                    self._refine(self._pairs[layer.name], waiting, values, tensors)
+                if layer.name in self._firsts:
+                    waiting[layer.name] = values[program.input_of[layer.name]]
                 running.weights[layer.name] = tensors.weights[layer.name].to(dtype)
                 running.biases[layer.name] = tensors.biases[layer.name].to(dtype)
 
@@ -291,8 +305,50 @@ class SequentialCompensation:
                 return index + 1
         return 0
 
-    def _solve(self, layer: FoldedLayer, values: Mapping[str, Any], tensors: SlicedTensors) -> None:
-        """Replace weight and bias of ``layer`` in ``tensors``, given the pruned network's ``values`` so far."""
+    def _refine(
+        self, pair: LayerPair, waiting: dict[str, Tensor], values: dict[str, Any], tensors: SlicedTensors
+    ) -> None:
+        """Improve the first layer of ``pair`` for what the second one makes, and solve that one again.
+
+        The maps between them in ``values`` are replaced. Nothing happens where either is not solved, where samples are
+        too few, or where no step is an improvement.
+        """
+        first, second = pair.first.name, pair.second.name
+        inputs, target = waiting.pop(first, None), self.targets[second]
+        for _ in range(self.options.n_pair_steps):
+            if inputs is None or {first, second} & set(tensors.uncompensated):
+                return
+            problem = pair_problem(
+                pair,
+                inputs,
+                values,
+                (tensors.weights[second], tensors.biases[second]),
+                target.rows[:, np.flatnonzero(keep_mask(pair.second.out_genes, tensors.kept))],
+                target.positions,
+                output_width=target.output_width,
+                partner=target.partner,
+                is_rectified=target.is_rectified,
+                n_channels=len(tensors.biases[first]),
+                max_multiplications=self.options.max_multiplications,
+            )
+            weight, bias = tensors.weights[first], tensors.biases[first]
+            refined = None if problem is None else refine(problem, torch.cat([to_rows(weight), bias[:, None]], dim=1))
+            if refined is None:
+                return
+            weight, bias = from_rows(refined[:, :-1], weight), refined[:, -1].clone()
+            tensors.weights[first], tensors.biases[first] = weight, bias
+            geometry = pair.first.stride, pair.first.padding, pair.first.dilation
+            maps = torch.nn.functional.conv2d(inputs, weight.to(inputs.dtype), bias.to(inputs.dtype), *geometry)
+            values[pair.between] = maps.relu_()
+            self._solve(pair.second, values, tensors, is_near=True)
+
+    def _solve(
+        self, layer: FoldedLayer, values: Mapping[str, Any], tensors: SlicedTensors, *, is_near: bool = False
+    ) -> None:
+        """Replace weight and bias of ``layer`` in ``tensors``, given the pruned network's ``values`` so far.
+
+        Where they are near a solution for rectified outputs, every pass aims at that.
+        """
         target, name = self.targets[layer.name], layer.name
         regressors = gather_patches(layer, values[self.program.input_of[name]], target.positions, target.output_width)
         regression = Regression(regressors, self.options.damping, layer.has_bias)
@@ -307,7 +363,11 @@ class SequentialCompensation:
         weight, bias = to_rows(tensors.weights[name]), tensors.biases[name]
         for index in range(1 + (self.options.n_rectified_passes if target.is_rectified else 0)):
             reached = torch.addmm(bias if offset is None else bias + offset, regressors, weight.T)
-            aim = rows if index == 0 else torch.where(rows < 0, reached.clamp(max=0), rows)
+            aim = (
+                rows
+                if index == 0 and not (is_near and target.is_rectified)
+                else torch.where(rows < 0, reached.clamp(max=0), rows)
+            )
             more_weight, more_bias = regression.solve(aim - reached)
             weight, bias = weight + more_weight, bias + more_bias
         tensors.weights[name], tensors.biases[name] = from_rows(weight, tensors.weights[name]), bias

@@ -122,6 +122,7 @@ def final_solve(options: FitnessOptions) -> CompensationOptions:
         max_multiplications=options.final_multiplications,
         every_layer=True,
         n_rectified_passes=options.final_rectified_passes,
+        n_pair_steps=options.final_pair_steps,
     )
 
 
@@ -200,12 +201,13 @@ def _network(recipe: EvaluatorRecipe, program: Program, rung: str) -> NetworkEva
 def _shipped(recipe: EvaluatorRecipe, program: Program) -> NetworkEvaluator:
     options = replace(recipe.options, compensation=recipe.options.final_compensation)
     multiplications = min(options.elite_multiplications, options.final_multiplications)
+    solve = replace(final_solve(options), max_multiplications=multiplications, n_pair_steps=0)
     return NetworkEvaluator(
         program,
         recipe.inputs("elite/images"),
         recipe.tensor("elite/soft_labels"),
         recipe.inputs("elite/calibration"),
-        replace(options, solve=replace(final_solve(options), max_multiplications=multiplications)),
+        replace(options, solve=solve),
         recipe.elite_part_sizes,
         SHIPPED_RUNG,
         recipe.teacher(),

@@ -109,12 +109,18 @@ class NetworkEvaluator:
             self.compensate = MergeCompensation(program, calibration_inputs)
         elif options.compensation == "recalibrate":
             self.compensate = Recalibration(program, calibration_inputs)
-        self._paths: threading.local | None = threading.local() if options.max_prefix_bytes else None
+        is_shared = options.max_prefix_bytes and not self._solves_pairs
+        self._paths: threading.local | None = threading.local() if is_shared else None
 
     @property
     def rungs(self) -> Sequence[str]:
         """The one rung of this evaluator."""
         return (self.rung,)
+
+    @property
+    def _solves_pairs(self) -> bool:
+        """Whether a layer depends on what comes behind it, so that genomes share nothing but their slices."""
+        return isinstance(self.compensate, SequentialCompensation) and self.compensate.options.n_pair_steps > 0
 
     def evaluate(self, genomes: BoolArray, rung: str) -> list[Evaluation]:
         """Return one evaluation per genome, ``(n, n_genes)``; each is independent of the others.
@@ -238,7 +244,8 @@ class StageEvaluator(NetworkEvaluator):
             whole: Judges any genome.
             genome: ``(n_genes,)``; the genomes to come agree with it outside ``open_genes``.
             open_genes: Indices of the genes that may differ.
-            max_bytes: Bound on the activations kept; where they need more, nothing is shared.
+            max_bytes: Bound on the activations kept; where they need more, nothing is shared. Neither is it where a
+                compensation solves pairs of layers: the first of a pair depends on genes behind it.
         """
         self.program, self.options, self.images, self.rung = whole.program, whole.options, whole.images, whole.rung
         self.compensate = whole.compensate
@@ -246,22 +253,25 @@ class StageEvaluator(NetworkEvaluator):
         self.reference = genome.copy()
         self.is_open = np.zeros(len(genome), np.bool_)
         self.is_open[open_genes] = True
-        step = self.program.first_step_of(open_genes)
         self._shared: Prefix | None = None
+        self._step, self.prefix_bytes = 0, 0
+        self._starts: list[dict[str, Any]] = []
+        if self._solves_pairs:
+            return
+        step = self.program.first_step_of(open_genes)
         tensors = self.program.slice(genome)
         if self.compensate is not None:
             self._shared = self.compensate.prefix(genome, open_genes)
             tensors.weights.update(self._shared.solved.weights)
             tensors.biases.update(self._shared.solved.biases)
             tensors.others.update(self._shared.solved.others)
-        self._step = step
         parts = self.images.inputs.split(self.options.batch_size)
-        self._starts: list[dict[str, Any]] = [run_prefix(self.program, tensors, part, step) for part in parts]
-        kept = [*self._starts, *([self._shared.values] if self._shared is not None else [])]
-        self.prefix_bytes = count_bytes(kept)
+        starts = [run_prefix(self.program, tensors, part, step) for part in parts]
+        self.prefix_bytes = count_bytes([*starts, *([self._shared.values] if self._shared is not None else [])])
         if self.prefix_bytes > max_bytes:
-            self._shared, self._step = None, 0
-            self._starts = []
+            self._shared = None
+        else:
+            self._step, self._starts = step, starts
 
     def _tensors(self, genome: BoolArray) -> SlicedTensors:
         if not np.array_equal(genome[~self.is_open], self.reference[~self.is_open]):

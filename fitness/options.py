@@ -53,6 +53,7 @@ class FitnessOptions:
         final_positions: Most output positions per image and layer for it.
         final_multiplications: Bound on the multiplications of one layer's solve for it.
         final_rectified_passes: Further solves for rectified outputs for it.
+        final_pair_steps: Steps of a layer for what the one behind its ReLU makes, for it; elites get none.
         final_max_bytes: Bound on the largest activation of all its calibration images; wide inputs get fewer images.
         n_elite_calibration_images: As many of them, at most, for elites, which are solved in the same way.
         elite_multiplications: Bound on the multiplications of one layer's solve for them.
@@ -76,6 +77,7 @@ class FitnessOptions:
     final_positions: int = 16
     final_multiplications: float = 4e10
     final_rectified_passes: int = 3
+    final_pair_steps: int = 1
     final_max_bytes: int = 1 << 31
     n_elite_calibration_images: int = 512
     elite_multiplications: float = 5e9
@@ -127,6 +129,7 @@ class FitnessOptions:
             [
                 ("0 <= final_augmented_share <= 1", 0 <= self.final_augmented_share <= 1, self.final_augmented_share),
                 ("final_rectified_passes >= 0", self.final_rectified_passes >= 0, self.final_rectified_passes),
+                ("final_pair_steps >= 0", self.final_pair_steps >= 0, self.final_pair_steps),
                 ("final_multiplications > 0", self.final_multiplications > 0, self.final_multiplications),
                 ("elite_multiplications > 0", self.elite_multiplications > 0, self.elite_multiplications),
             ]

@@ -82,6 +82,7 @@ class Bench:
             n_calibration_images=n_calibration,
             final_calibration_images=n_calibration,
             final_augmented_share=0.0,  # all criteria, and every adaptation, see the same images as they are
+            final_pair_steps=0,
         )
         self._recipe = make_recipe(subject.model, subject.space, subject.data, self.options, seed=_SEED)
         self._source = KnowledgeSource(self._recipe, subject.model)

@@ -40,7 +40,7 @@ RUNGS: Mapping[str, str] = {
     WAVELET_RUNG: "wavelet aggregation (GWCS): no forward pass; minus the fitness, since objectives are minimised",
     NETWORK_RUNG: "the sliced network, adapted on calibration images and judged on fitness images",
     f"{NETWORK_RUNG}@N": "the same on N fitness images, and as large a share of the calibration images",
-    SHIPPED_RUNG: "the sliced network, adapted as the one that is handed back, on fitness images of its own",
+    SHIPPED_RUNG: "the sliced network, adapted like the one that is handed back, on fitness images of its own",
     DISTILLATION_RUNG: "the sliced, adapted network after a short finetuning by distillation",
 }
 

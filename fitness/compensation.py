@@ -3,7 +3,7 @@
 For a layer that lost input channels the remaining weights are solved anew such that its output comes close to the
 *dense* layer's output. The sequential form takes its regressors from the *pruned* network, layer by layer, so that it
 also corrects what earlier layers did; where the result is added to a shortcut, the target absorbs the drift of that
-shortcut.
+shortcut. On demand two layers with a ReLU between them are solved together (:mod:`fitness.layer_pairs`).
 
 Sources: the layer problem is L-OBS / the GA two-step paper (arXiv 1805.11394, our reading, ``W_K + W_R H_RK H_KK^-1``);
 regressors from the pruned network and the shortcut's drift are ours.

@@ -184,7 +184,7 @@ def pair_problem(
     weight, bias = solved
     offset = bias if partner is None else bias + gather_outputs(values[partner][images], chosen)
     return PairProblem(
-        patches=torch.cat([patches, ones], dim=1) * is_inside,
+        patches=torch.cat([patches, ones], dim=1).mul_(is_inside),
         head=to_rows(weight),
         offset=offset,
         rows=rows[(images[:, None] * n_positions + columns).reshape(-1)],

@@ -114,7 +114,6 @@ class EarlyStop:
         self, images: JudgedImages, objective: Literal["kl", "cross_entropy", "error"], temperature: float, limit: float
     ) -> None:
         self._images, self._objective, self._temperature, self._limit = images, objective, temperature, limit
-        self._seen: list[Tensor] = []
 
     def is_hopeless(self, logits: Sequence[Tensor]) -> bool:
         """Return whether ``logits``, those of all images so far by batch, leave no hope; never where they are all."""
@@ -127,7 +126,9 @@ class EarlyStop:
         values: Tensor = getattr(figures, self._objective)
         padded = torch.cat([values, values.new_zeros(len(self._images.inputs) - len(values))])
         parts = [padded] if self._objective == "error" else padded.split(self._images.part_sizes)
-        return _geometric_mean([float(part.mean()) for part in parts]) * (1 - _ROUNDING)
+        # Without a temperature the teacher is as it was rounded to float32, and an image may add less than nothing.
+        least = _ROUNDING if self._objective == "kl" and self._temperature == 1 else 0.0
+        return _geometric_mean([float(part.mean()) for part in parts]) * (1 - _ROUNDING) - least
 
 
 class Verdict(NamedTuple):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from fitness.folding import FoldedLayer, keep_mask
 from fitness.layer_pairs import LayerPair, layer_pairs, pair_problem, refine
 from fitness.program import Program, SlicedTensors
 from fitness.regression import (
+    LayerTarget,
     Regression,
     channels_second,
     from_rows,
@@ -131,25 +132,6 @@ def solved_before(program: Program, tensors: SlicedTensors, step: int) -> Sliced
     )
 
 
-@dataclass(frozen=True)
-class _Target:
-    """What one layer should produce at its sampled positions.
-
-    Attributes:
-        rows: ``(n, out)`` dense outputs, or dense sums where ``partner`` is set.
-        positions: ``(batch, n_positions)``.
-        output_width: Width of the output map.
-        partner: Name of the value that is added to the layer's output, whose drift the layer absorbs.
-        is_rectified: Only a ReLU reads it.
-    """
-
-    rows: Tensor
-    positions: Tensor
-    output_width: int
-    partner: str | None
-    is_rectified: bool
-
-
 class SequentialCompensation:
     """Re-solves the layers of sliced networks in order, from the pruned network's own activations.
 
@@ -183,7 +165,7 @@ class SequentialCompensation:
         self._pairs = layer_pairs(program, self.targets) if options.n_pair_steps else {}
         self._firsts = {pair.first.name for pair in self._pairs.values()}
 
-    def _collect_targets(self, seed: int) -> dict[str, _Target]:
+    def _collect_targets(self, seed: int) -> dict[str, LayerTarget]:
         """Return what the dense network puts out, per solvable layer."""
         program = self.program
         partners = shortcut_partners(program)
@@ -195,14 +177,14 @@ class SequentialCompensation:
         for layer in program.layer_order():
             if layer.is_solvable:
                 wanted.setdefault(partners.get(layer.name, (layer.name, ""))[0], []).append(layer.name)
-        targets: dict[str, _Target] = {}
+        targets: dict[str, LayerTarget] = {}
 
         def record(name: str, value: Any) -> None:
             for layer_name in wanted.get(name, ()):
                 self._raise_if_stopped()
                 maps = channels_second(program.layers[layer_name], value)
                 positions = self._sample(layer_name, maps, generator).to(value.device)
-                targets[layer_name] = _Target(
+                targets[layer_name] = LayerTarget(
                     rows=gather_outputs(maps, positions),
                     positions=positions,
                     output_width=value.shape[-1],
@@ -315,6 +297,7 @@ class SequentialCompensation:
         """
         first, second = pair.first.name, pair.second.name
         inputs, target = waiting.pop(first, None), self.targets[second]
+        kept = np.flatnonzero(keep_mask(pair.second.out_genes, tensors.kept))
         for _ in range(self.options.n_pair_steps):
             if inputs is None or {first, second} & set(tensors.uncompensated):
                 return
@@ -323,12 +306,7 @@ class SequentialCompensation:
                 inputs,
                 values,
                 (tensors.weights[second], tensors.biases[second]),
-                target.rows[:, np.flatnonzero(keep_mask(pair.second.out_genes, tensors.kept))],
-                target.positions,
-                output_width=target.output_width,
-                partner=target.partner,
-                is_rectified=target.is_rectified,
-                n_channels=len(tensors.biases[first]),
+                replace(target, rows=target.rows[:, kept]),
                 max_multiplications=self.options.max_multiplications,
             )
             weight, bias = tensors.weights[first], tensors.biases[first]
@@ -363,11 +341,8 @@ class SequentialCompensation:
         weight, bias = to_rows(tensors.weights[name]), tensors.biases[name]
         for index in range(1 + (self.options.n_rectified_passes if target.is_rectified else 0)):
             reached = torch.addmm(bias if offset is None else bias + offset, regressors, weight.T)
-            aim = (
-                rows
-                if index == 0 and not (is_near and target.is_rectified)
-                else torch.where(rows < 0, reached.clamp(max=0), rows)
-            )
+            is_lowered = index > 0 or (is_near and target.is_rectified)
+            aim = torch.where(rows < 0, reached.clamp(max=0), rows) if is_lowered else rows
             more_weight, more_bias = regression.solve(aim - reached)
             weight, bias = weight + more_weight, bias + more_bias
         tensors.weights[name], tensors.biases[name] = from_rows(weight, tensors.weights[name]), bias

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fitness.folding import FoldedLayer
 from fitness.program import Program
-from fitness.regression import gather_outputs, gather_patches, to_rows
+from fitness.regression import LayerTarget, gather_outputs, gather_patches, to_rows
 
 _N_ITERATIONS = 8  # of LSMR; few of them regularise, as a ridge would
 _N_HALVINGS = 3  # of a step that raises the error, since too many places opened or closed
@@ -139,13 +139,8 @@ def pair_problem(
     inputs: Tensor,
     values: Mapping[str, Any],
     solved: tuple[Tensor, Tensor],
-    rows: Tensor,
-    positions: Tensor,
+    target: LayerTarget,
     *,
-    output_width: int,
-    partner: str | None,
-    is_rectified: bool,
-    n_channels: int,
     max_multiplications: float,
 ) -> PairProblem | None:
     """Return the problem at as many evenly chosen positions as memory and time allow; None where these are too few.
@@ -153,23 +148,19 @@ def pair_problem(
     Args:
         pair: The layers.
         inputs: ``(batch, channels, height, width)`` what the first layer reads.
-        values: The network's values so far; ``pair.between`` and ``partner`` are read.
+        values: The network's values so far; ``pair.between`` and the target's partner are read.
         solved: Weight and bias of the second layer.
-        rows: ``(batch * n_positions, out)`` what the second layer, or the sum with ``partner``, should make.
-        positions: ``(batch, n_positions)`` flat output positions of the second layer.
-        output_width: Width of its output.
-        partner: Name of the value that is added to it.
-        is_rectified: Whether only a ReLU reads that.
-        n_channels: Kept channels of the first layer.
+        target: Of the second layer, its kept channels alone.
         max_multiplications: Bound on those of the whole step.
     """
     first, second = pair.first, pair.second
-    n_images, n_positions = positions.shape
+    weight, bias = solved
+    n_images, n_positions = target.positions.shape
     n_taps, n_weights = second.kernel[0] * second.kernel[1], inputs.shape[1] * first.kernel[0] * first.kernel[1] + 1
     per_row = n_taps * n_weights
-    n_rows = min(_MAX_ELEMENTS / per_row, max_multiplications / (2 * _N_ITERATIONS * per_row * n_channels))
+    n_rows = min(_MAX_ELEMENTS / per_row, max_multiplications / (2 * _N_ITERATIONS * per_row * weight.shape[1]))
     n_rows = min(int(n_rows), n_images * n_positions)
-    if n_rows * rows.shape[1] < _EQUATIONS_PER_WEIGHT * n_weights * n_channels:
+    if n_rows * target.rows.shape[1] < _EQUATIONS_PER_WEIGHT * n_weights * weight.shape[1]:
         return None
     device, per_image = inputs.device, -(-n_rows // n_images)
     n_used = n_rows // per_image
@@ -177,18 +168,17 @@ def pair_problem(
     # Those of an image are in order: from the next one, the next ones are taken.
     columns = (torch.arange(per_image, device=device) * n_positions // per_image + images[:, None]) % n_positions
     columns = columns.sort(dim=1).values
-    chosen = positions[images].gather(1, columns)
-    hidden, is_inside = _positions_before(second, chosen, output_width, values[pair.between].shape[2:])
+    chosen = target.positions[images].gather(1, columns)
+    hidden, is_inside = _positions_before(second, chosen, target.output_width, values[pair.between].shape[2:])
     patches = gather_patches(first, inputs[images], hidden, values[pair.between].shape[3])
     ones = patches.new_full((len(patches), 1), float(first.has_bias))
-    weight, bias = solved
-    offset = bias if partner is None else bias + gather_outputs(values[partner][images], chosen)
+    offset = bias if target.partner is None else bias + gather_outputs(values[target.partner][images], chosen)
     return PairProblem(
         patches=torch.cat([patches, ones], dim=1).mul_(is_inside),
         head=to_rows(weight),
         offset=offset,
-        rows=rows[(images[:, None] * n_positions + columns).reshape(-1)],
-        is_rectified=is_rectified,
+        rows=target.rows[(images[:, None] * n_positions + columns).reshape(-1)],
+        is_rectified=target.is_rectified,
     )
 
 

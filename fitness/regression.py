@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fitness.folding import FoldedLayer
+
+
+@dataclass(frozen=True)
+class LayerTarget:
+    """What one layer should produce at its sampled positions.
+
+    Attributes:
+        rows: ``(n, out)`` dense outputs, or dense sums where ``partner`` is set.
+        positions: ``(batch, n_positions)`` flat output positions.
+        output_width: Width of the output map.
+        partner: Name of the value that is added to the layer's output, whose drift the layer absorbs.
+        is_rectified: Only a ReLU reads it.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    output_width: int
+    partner: str | None
+    is_rectified: bool
 
 
 def sample_positions(shape: Sequence[int], n_positions: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - its usual name
+from torch.nn import functional
 
 from fitness.compensation import CompensationOptions, SequentialCompensation, shortcut_partners
 from fitness.folding import keep_mask
@@ -17,7 +17,7 @@ from fitness.layer_pairs import PairProblem, layer_pairs, pair_problem, refine
 from fitness.network import NETWORK_RUNG, NetworkEvaluator, StageEvaluator
 from fitness.options import FitnessOptions
 from fitness.program import Program, SlicedTensors
-from fitness.regression import to_rows
+from fitness.regression import LayerTarget, to_rows
 from fitness.writeback import compensated_model
 from search_spaces import SearchSpace
 from search_spaces.errors import OptionError
@@ -111,13 +111,17 @@ def test_the_problem_is_that_of_the_two_layers(name: str, has_partner: bool) -> 
 
     def made(rows: Tensor) -> Tensor:
         weight_now = rows[:, :-1].reshape(6, *pair.first.kernel, 5).permute(0, 3, 1, 2)
-        maps = F.conv2d(inputs, weight_now, rows[:, -1], pair.first.stride, pair.first.padding, pair.first.dilation)
+        maps = functional.conv2d(
+            inputs, weight_now, rows[:, -1], pair.first.stride, pair.first.padding, pair.first.dilation
+        )
         solved = tensors.weights[pair.second.name], tensors.biases[pair.second.name]
         geometry = pair.second.stride, pair.second.padding, pair.second.dilation
-        return F.conv2d(torch.relu(maps), *solved, *geometry)
+        return functional.conv2d(torch.relu(maps), *solved, *geometry)
 
     rows = torch.cat([to_rows(weight), bias[:, None]], dim=1)
-    maps = torch.relu(F.conv2d(inputs, weight, bias, pair.first.stride, pair.first.padding, pair.first.dilation))
+    maps = torch.relu(
+        functional.conv2d(inputs, weight, bias, pair.first.stride, pair.first.padding, pair.first.dilation)
+    )
     shape = made(rows).shape
     partner = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     aims = torch.randn(shape, generator=torch.Generator().manual_seed(4))
@@ -127,12 +131,13 @@ def test_the_problem_is_that_of_the_two_layers(name: str, has_partner: bool) -> 
         inputs,
         {pair.between: maps, "shortcut": partner},
         (tensors.weights[pair.second.name], tensors.biases[pair.second.name]),
-        aims.movedim(1, -1).reshape(-1, 7),
-        torch.arange(n_places).expand(40, n_places),
-        output_width=shape[3],
-        partner="shortcut" if has_partner else None,
-        is_rectified=False,
-        n_channels=6,
+        LayerTarget(
+            rows=aims.movedim(1, -1).reshape(-1, 7),
+            positions=torch.arange(n_places).expand(40, n_places),
+            output_width=shape[3],
+            partner="shortcut" if has_partner else None,
+            is_rectified=False,
+        ),
         max_multiplications=1e12,
     )
     assert problem is not None
@@ -227,7 +232,10 @@ def test_genomes_share_nothing_that_depends_on_what_comes_behind() -> None:
     space = SearchSpace.trace(model, torch.zeros(1, 3, 16, 16), verify=False)
     program = Program(space, named_tensors(model))
     generator = torch.Generator().manual_seed(0)
-    pictures, labels = torch.rand(40, 3, 16, 16, generator=generator), F.one_hot(torch.arange(8) % 10, 10).float()
+    pictures, labels = (
+        torch.rand(40, 3, 16, 16, generator=generator),
+        functional.one_hot(torch.arange(8) % 10, 10).float(),
+    )
     options = FitnessOptions(batch_size=4, solve=PAIRED)
 
     def evaluator() -> NetworkEvaluator:
